@@ -1,0 +1,145 @@
+"""Building blocks of beats, shared by the patch schemes: who holds what, and one evaluation's ops on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+
+from planner.errors import InputError
+from planner.model import Model
+from planner.ops import Compute, Gather, Op, Parcel, Rows, Wait
+
+CONTEXT = "context"  # channel of K/V, halos and statistics
+STATE = "state"  # channel of noise and latents, which everybody waits for
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Per rank: its band of rows and its branches."""
+
+    rows: tuple[Rows, ...]
+    branches: tuple[tuple[str, ...], ...]
+
+    def group(self, rank: int) -> tuple[int, ...]:
+        """Ranks with the same branches, in image order."""
+        same = [r for r, branches in enumerate(self.branches) if branches == self.branches[rank]]
+        return tuple(sorted(same, key=lambda r: self.rows[r].start))
+
+    @property
+    def everyone(self) -> tuple[int, ...]:
+        return tuple(range(len(self.rows)))
+
+    @property
+    def split(self) -> bool:
+        """Whether the branches live on different ranks."""
+        return len(set(self.branches)) > 1
+
+
+def stack(counts: Iterable[int]) -> tuple[Rows, ...]:
+    """Bands of these heights, one below the other: (20, 12) -> 0:20, 20:32."""
+    edges = [0, *accumulate(counts)]
+    return tuple(Rows(a, b) for a, b in zip(edges, edges[1:], strict=False))
+
+
+def even(height: int, parts: int, granule: int) -> tuple[int, ...]:
+    """Heights as equal as the granule allows, the larger first; InputError if there are fewer granules than parts."""
+    granules = height // granule
+    if granules < parts:
+        raise InputError(f"{height} latent rows make {granules} bands of at least {granule}; that is too few for {parts} devices")
+    return tuple(granule * (granules // parts + (i < granules % parts)) for i in range(parts))
+
+
+def layout(
+    model: Model,
+    height: int,
+    branches: tuple[str, ...],
+    ranks: int,
+    split: tuple[int, ...] | None = None,
+    rows: tuple[int, ...] | None = None,
+) -> Layout:
+    """Bands and branches of `ranks` ranks.
+
+    split: ranks per branch (in the order of `branches`; their sum is `ranks`), None keeps all branches on every rank.
+    rows: heights per rank, None cuts each group evenly. Raises InputError where they do not fit.
+    """
+    if split is None:
+        sizes, held = (ranks,), (branches,)
+    else:
+        if len(branches) < 2:
+            raise InputError("guidance 1 leaves one branch; there is nothing to split (use --guidance above 1 or no --split)")
+        if len(split) != len(branches) or sum(split) != ranks or min(split) < 1:
+            raise InputError(f"split {split} must name at least one rank for each of {len(branches)} branches, {ranks} in all")
+        sizes, held = split, tuple((branch,) for branch in branches)
+    if rows is not None and len(rows) != ranks:
+        raise InputError(f"rows {','.join(map(str, rows))}: {len(rows)} bands for {ranks} ranks; give one height per rank")
+    bands: list[Rows] = []
+    owners: list[tuple[str, ...]] = []
+    for size, own in zip(sizes, held, strict=True):
+        heights = even(height, size, model.granule) if rows is None else rows[len(bands) : len(bands) + size]
+        wrong = [h for h in heights if h < model.granule or h % model.granule]
+        if wrong or sum(heights) != height:
+            raise InputError(
+                f"rows {','.join(map(str, heights))}: need multiples of {model.granule} (of {model.name}) that sum to {height}"
+            )
+        bands += stack(heights)
+        owners += [own] * size
+    return Layout(tuple(bands), tuple(owners))
+
+
+def bundles(model: Model, kinds: frozenset[str], size: int) -> tuple[Parcel, ...]:
+    """Every `size` consecutive stops of these kinds packed into one parcel, as DistriFusion's comm_checkpoint does."""
+    stops = [s for s in model.points if model.stops[s].kind in kinds]
+    chunks = [tuple(stops[i : i + size]) for i in range(0, len(stops), size)]
+    return tuple(Parcel(f"bundle{i}", chunk) for i, chunk in enumerate(chunks))
+
+
+def evaluation(
+    model: Model,
+    where: Layout,
+    rank: int,
+    step: int = 0,
+    fresh: frozenset[str] = frozenset(),
+    stale: tuple[Parcel, ...] = (),
+    receive: bool = False,
+    send: bool = False,
+    noise: tuple[int, ...] = (),
+    latent: tuple[int, ...] = (),
+) -> list[Op]:
+    """The ops of one evaluation of the denoiser and one sampler update on `rank`.
+
+    Stops of the kinds in `fresh` are gathered and waited for on the spot (exact). The parcels in `stale` travel behind
+    the compute: with `send` they start when the last tensor of each is there; with `receive` what came of them the last
+    time is waited for just before its first use. `noise`, `latent`: groups that share those at the end, () for nobody.
+    """
+    rows, branches, group = where.rows[rank], where.branches[rank], where.group(rank)
+    first = {parcel.stops[0]: parcel for parcel in stale} if receive and len(group) > 1 else {}
+    last = {parcel.stops[-1]: parcel for parcel in stale} if send and len(group) > 1 else {}
+    ops: list[Op] = []
+    done = 0
+
+    def run(to: int) -> None:
+        nonlocal done
+        if to > done:
+            ops.append(Compute(done, to, step, rows, branches))
+            done = to
+
+    def share(parcel: Parcel, members: tuple[int, ...], channel: str) -> None:
+        ops.extend([Gather(parcel, members, channel), Wait(parcel.name)])
+
+    for s in model.points:
+        if s in first:
+            ops.append(Wait(first[s].name))
+        if len(group) > 1 and model.stops[s].kind in fresh:
+            run(s)
+            share(Parcel(f"p{s}", (s,)), group, CONTEXT)
+        if s in last:
+            run(s)
+            ops.append(Gather(last[s], group, CONTEXT))
+    if len(noise) > 1:
+        run(model.noise)
+        share(Parcel("noise", (model.noise,)), noise, STATE)
+    run(model.latent)
+    if len(latent) > 1:
+        share(Parcel("latent", (model.latent,)), latent, STATE)
+    return ops

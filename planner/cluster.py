@@ -1,0 +1,121 @@
+"""Device, Link, Cluster: what each device is and who is wired to whom. A list of unequal devices is the only case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from planner.errors import Infeasible, InputError
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device. `kind` is its name in the catalogue or in a profile (equal kinds share measurements).
+
+    flops_per_second: dense matrix peak at the usual dtype; efficiency: share of it that a whole forward reaches until
+    measured; launch_seconds: per kernel; occupancy: share taken by other people's work, 0 to <1; power_watts: board
+    power under load. Numbers of a device that was only ever measured may be zero.
+    """
+
+    name: str
+    kind: str
+    flops_per_second: float = 0.0
+    memory_bytes: float = 0.0
+    memory_bytes_per_second: float = 0.0
+    efficiency: float = 0.45
+    launch_seconds: float = 2e-6
+    occupancy: float = 0.0
+    power_watts: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.occupancy < 1:
+            raise InputError(f"device {self.name}: occupancy must be at least 0 and below 1, not {self.occupancy}")
+        if not 0 < self.efficiency <= 1:
+            raise InputError(f"device {self.name}: efficiency must be above 0 and at most 1, not {self.efficiency}")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A full-duplex link: bytes_per_second one way, latency_seconds one way. `kind` names it in catalogue and profile."""
+
+    kind: str
+    bytes_per_second: float
+    latency_seconds: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.bytes_per_second > 0 or not self.latency_seconds >= 0:
+            raise InputError(f"link {self.kind}: needs bytes_per_second above 0 and latency_seconds of at least 0")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices, and links between pairs of nodes. A node is a device's name or a switch's (any other name)."""
+
+    devices: tuple[Device, ...]
+    links: tuple[tuple[str, str, Link], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        names = [device.name for device in self.devices]
+        if not names:
+            raise InputError("cluster: no devices; give at least one, e.g. --devices rtx-3090")
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise InputError(f"cluster: device name {sorted(twice)[0]!r} is used twice; names must differ")
+
+    @staticmethod
+    def all_to_all(devices: tuple[Device, ...], link: Link) -> Cluster:
+        """Every pair on a private link of the same kind: an NVSwitch, or the short form of the command line."""
+        names = [device.name for device in devices]
+        pairs = [(a, b, link) for i, a in enumerate(names) for b in names[i + 1 :]]
+        return Cluster(devices, tuple(pairs))
+
+    def device(self, name: str) -> Device:
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise InputError(f"cluster: no device {name!r}; there are {', '.join(d.name for d in self.devices)}")
+
+    def subset(self, names: tuple[str, ...]) -> Cluster:
+        """The same cluster with only these devices, in this order; switches and links stay."""
+        return Cluster(tuple(self.device(name) for name in names), self.links)
+
+    @cached_property
+    def graph(self) -> networkx.Graph:
+        """The topology as a networkx graph; edges carry `link`."""
+        import networkx
+
+        graph = networkx.Graph()
+        graph.add_nodes_from(device.name for device in self.devices)
+        for a, b, link in self.links:
+            graph.add_edge(a, b, link=link)
+        return graph
+
+    @cached_property
+    def _direct(self) -> dict[tuple[str, str], Link]:
+        return {pair: link for a, b, link in self.links for pair in ((a, b), (b, a))}
+
+    def link(self, a: str, b: str) -> Link:
+        """The link between two devices: direct, or a route through switches (least bandwidth, summed latency).
+
+        Raises Infeasible if they are not connected.
+        """
+        direct = self._direct.get((a, b))
+        if direct is not None:
+            return direct
+        import networkx
+
+        try:
+            path = networkx.shortest_path(self.graph, a, b)
+        except networkx.NetworkXNoPath as error:
+            raise Infeasible(f"cluster: no link between {a} and {b}; add one, e.g. --link pcie4-x16") from error
+        hops = [self.graph.edges[edge]["link"] for edge in zip(path, path[1:], strict=False)]
+        narrow = min(hops, key=lambda hop: hop.bytes_per_second)
+        route = Link(narrow.kind, narrow.bytes_per_second, sum(hop.latency_seconds for hop in hops), narrow.source)
+        self._direct[a, b] = self._direct[b, a] = route
+        return route

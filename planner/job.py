@@ -1,0 +1,51 @@
+"""Job: one image (or batch of images) to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.errors import InputError
+
+SAMPLERS = ("ddim", "euler", "flow-euler")
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make.
+
+    model: name of a model description or a directory; height, width: pixels; steps: length of the global sigma grid;
+    guidance: classifier-free guidance scale, 1 is no guidance (one branch); batch: images made at once.
+    Raises InputError for a value that no run could have.
+    """
+
+    model: str
+    height: int
+    width: int
+    steps: int = 50
+    guidance: float = 5.0
+    sampler: str = "ddim"
+    dtype: str = "float16"
+    batch: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "steps", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"job: {name} must be a whole number of at least 1, not {value!r}")
+        if not 0 <= self.guidance < 1e4:
+            raise InputError(f"job: guidance must be between 0 and 10000, not {self.guidance!r}")
+        if self.dtype not in DTYPE_BYTES:
+            raise InputError(f"job: dtype {self.dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"job: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branches of the denoiser, in the order in which diffusers stacks them on the batch."""
+        return ("cond",) if self.guidance == 1 else ("uncond", "cond")
+
+    @property
+    def element_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]

@@ -1,0 +1,164 @@
+"""The words of a schedule: what one rank does, one small frozen record per op.
+
+A *stop* is a place in the denoiser's forward where ranks may interact. Stops are numbered in execution order: 0 is the
+entry, 1..P the model's inner points (K/V of a self-attention, rows beside a convolution, GroupNorm statistics), P+1
+the predicted noise, P+2 the updated latent. A `Compute` runs the model on from one stop to a later one; what travels is
+always the tensors of some stops, packed in one `Parcel`. Starting a transfer never blocks, `Wait` does, and everything
+started is waited for exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A band of latent rows [start, stop)."""
+
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What travels in one transfer: each sender's own tensors of `stops`, flattened one after the other.
+
+    `name` is what a `Wait` refers to; of several parcels with one name in flight on a rank, the oldest is meant.
+    """
+
+    name: str
+    stops: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run the model on from stop `start` to stop `stop`, at grid step `step` of the beat, on `rows` for `branches`."""
+
+    start: int
+    stop: int
+    step: int
+    rows: Rows
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Start sending `what` to rank `to`."""
+
+    what: Parcel
+    to: int
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recv:
+    """Start receiving `what` from rank `source`."""
+
+    what: Parcel
+    source: int
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Start several sends and receives under one name: own `what` goes to each of `to` and theirs comes from `sources`."""
+
+    what: Parcel
+    to: tuple[int, ...]
+    sources: tuple[int, ...]
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Start an all-gather: everyone in `group` ends with everyone's `what` (sizes may differ)."""
+
+    what: Parcel
+    group: tuple[int, ...]
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Start sending rank `root`'s `what` to all of `group`."""
+
+    what: Parcel
+    root: int
+    group: tuple[int, ...]
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Start sharing `numbers` measured numbers of each rank in `group`; waited for like any transfer."""
+
+    name: str
+    numbers: int
+    group: tuple[int, ...]
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for the oldest transfer called `name`."""
+
+    name: str
+
+
+Transfer = Send | Recv | Exchange | Gather | Broadcast | Observe
+Op = Compute | Transfer | Wait
+
+
+def name_of(op: Transfer) -> str:
+    """The name under which `op` is waited for."""
+    return op.name if isinstance(op, Observe) else op.what.name
+
+
+def peers(op: Transfer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ranks that `rank` sends to and receives from when it performs `op`."""
+    match op:
+        case Send():
+            return (op.to,), ()
+        case Recv():
+            return (), (op.source,)
+        case Exchange():
+            return op.to, op.sources
+        case Broadcast():
+            others = tuple(r for r in op.group if r != op.root)
+            return (others, ()) if rank == op.root else ((), (op.root,))
+        case Gather() | Observe():
+            others = tuple(r for r in op.group if r != rank)
+            return others, others
+
+
+def label(op: Op, step: int) -> str:
+    """One op at one grid step, short and readable: what the mirror test and timelines compare, e.g. `C 0-12 s3`."""
+    match op:
+        case Compute():
+            return f"C {op.start}-{op.stop} s{step}"
+        case Wait():
+            return f"W {op.name}"
+        case Observe():
+            return f"O {op.name} {_ranks(op.group)}"
+        case Gather():
+            return f"G {op.what.name} {_ranks(op.group)}"
+        case Broadcast():
+            return f"B {op.what.name} {op.root}>{_ranks(op.group)}"
+        case Send():
+            return f"S {op.what.name} >{op.to}"
+        case Recv():
+            return f"R {op.what.name} <{op.source}"
+        case Exchange():
+            return f"X {op.what.name} >{_ranks(op.to)} <{_ranks(op.sources)}"
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, ranks)) + "]"

@@ -1,0 +1,263 @@
+"""Plan: a schedule as data. Phases of beats of ops per rank; prints as a grid, has a digest, goes to and from JSON.
+
+A phase repeats one beat `beats` times; a beat covers `steps` steps of the global sigma grid (the LCM of the strides).
+So the size of a plan does not grow with the number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from planner import ops as words
+from planner.errors import InputError
+from planner.job import Job
+from planner.model import Model
+from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Op, Parcel, Recv, Rows, Send, Wait
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a rank combines its own fresh tensor with what it has of the others; the age of theirs is in the ops.
+
+    stat: `mean` (row-weighted mean of fresh own and others' last), `corrected` (the others' last mean plus the own
+    change; DistriFusion, Li et al., CVPR 2024, Eq. 2) or `local` (own band only).
+    bessel: multiply the GroupNorm variance by m/(m-1), as the published DistriFusion code does and GroupNorm does not.
+    equal_weights: weight every band alike in GroupNorm, as published, instead of by rows.
+    """
+
+    stat: str = "mean"
+    bessel: bool = False
+    equal_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`beats` repetitions of one beat of `steps` grid steps. Per rank: its band, its branches, its stride, its ops."""
+
+    name: str
+    beats: int
+    steps: int
+    rows: tuple[Rows, ...]
+    branches: tuple[tuple[str, ...], ...]
+    strides: tuple[int, ...]
+    ops: tuple[tuple[Op, ...], ...]
+    context: Context = Context()
+
+    def band_group(self, rank: int) -> tuple[int, ...]:
+        """The ranks that share `rank`'s branches, in image order: its own rows and the others' make the whole image."""
+        group = [r for r, branches in enumerate(self.branches) if branches == self.branches[rank]]
+        return tuple(sorted(group, key=lambda r: self.rows[r].start))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank does, from the first step to the last. `devices[r]` is the name of rank r's device."""
+
+    scheme: str
+    job: Job
+    devices: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        return len(self.devices)
+
+    @property
+    def steps(self) -> int:
+        """Grid steps covered."""
+        return sum(phase.beats * phase.steps for phase in self.phases)
+
+    def walk(self, rank: int) -> Iterator[tuple[Phase, int, Op]]:
+        """(phase, first grid step of the beat, op) in the order in which `rank` performs them."""
+        step = 0
+        for phase in self.phases:
+            for _ in range(phase.beats):
+                for op in phase.ops[rank]:
+                    yield phase, step, op
+                step += phase.steps
+
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels used, sorted."""
+        used = {op.channel for phase in self.phases for rank in phase.ops for op in rank if not isinstance(op, Compute | Wait)}
+        return tuple(sorted(used))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: the same plan everywhere has the same digest."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "scheme": self.scheme,
+            "job": asdict(self.job),
+            "devices": list(self.devices),
+            "knobs": self.knobs,
+            "phases": [_phase_to_json(phase) for phase in self.phases],
+        }
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Plan:
+        """Inverse of `to_json`; InputError if the document is not a plan of this schema version."""
+        version = document.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"plan: schema_version {version!r} is not {SCHEMA_VERSION}; make the plan anew with `polyrhythm plan`")
+        try:
+            return Plan(
+                scheme=str(document["scheme"]),
+                job=Job(**document["job"]),
+                devices=tuple(map(str, document["devices"])),
+                phases=tuple(_phase_from_json(p) for p in document["phases"]),
+                knobs=dict(document.get("knobs", {})),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"plan: not a plan file ({type(error).__name__}: {error})") from error
+
+    def grid(self, width: int = 6) -> str:
+        """The plan as text: a column per rank, a line per op, beats folded; long beats show their first and last ops."""
+        out = [f"{self.scheme} | {self.job.model} {self.job.height}x{self.job.width} | {self.steps} steps | {self.digest[:12]}"]
+        for phase in self.phases:
+            every = f", {phase.steps} grid steps each" if phase.steps > 1 else ""
+            out.append(f"{phase.name}: {phase.beats} x beat{every}")
+            columns = []
+            for rank, ops in enumerate(phase.ops):
+                head = f"{rank} {self.devices[rank]} rows {phase.rows[rank]} {'+'.join(phase.branches[rank])}"
+                head += f" stride {phase.strides[rank]}" if phase.strides[rank] > 1 else ""
+                lines = [words.label(op, op.step if isinstance(op, Compute) else 0) for op in ops]
+                if len(lines) > 2 * width:
+                    lines = [*lines[:width], f"... {len(lines) - 2 * width} more ...", *lines[-width:]]
+                columns.append([head, *lines])
+            height = max(map(len, columns))
+            widths = [max(map(len, column)) for column in columns]
+            for i in range(height):
+                cells = [(c[i] if i < len(c) else "").ljust(w) for c, w in zip(columns, widths, strict=True)]
+                out.append("  " + " | ".join(cells).rstrip())
+        return "\n".join(out)
+
+
+def batch(phase: Phase, rank: int, job: Job) -> int:
+    """Batch items that `rank`'s forward carries: images times branches."""
+    return job.batch * len(phase.branches[rank])
+
+
+def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel) -> int:
+    """Bytes of `rank`'s own `what`. A latent travels once, whatever the number of branches."""
+    _, width = model.latent_size(job)
+    items = job.batch if what.stops == (model.latent,) else batch(phase, rank, job)
+    return model.elements(what.stops, phase.rows[rank], width, items) * job.element_bytes
+
+
+def received_bytes(model: Model, job: Job, phase: Phase, rank: int, op: Op) -> dict[int, int]:
+    """Bytes that `rank` receives from each peer when it performs `op` (nothing for Compute and Wait)."""
+    if isinstance(op, Compute | Wait):
+        return {}
+    _, sources = words.peers(op, rank)
+    if isinstance(op, Observe):
+        return {peer: 8 * op.numbers for peer in sources}  # float64
+    return {peer: parcel_bytes(model, job, phase, peer, op.what) for peer in sources}
+
+
+def sampled_rows(model: Model, phase: Phase, rank: int) -> Rows:
+    """Rows whose latent `rank` updates itself: all, if it is given all the noise in every step, else its own."""
+    height = max(rows.stop for rows in phase.rows)
+    for op in phase.ops[rank]:
+        if isinstance(op, Gather) and op.what.stops == (model.noise,) and max(phase.strides) == 1:
+            known = sorted((phase.rows[r].start, phase.rows[r].stop) for r in op.group)
+            reach = 0
+            for start, stop in known:
+                reach = max(reach, stop) if start <= reach else reach
+            if reach == height:
+                return Rows(0, height)
+    return phase.rows[rank]
+
+
+def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
+    """The same schedule on other devices."""
+    return replace(plan, devices=devices)
+
+
+# JSON: an op is a short list, first its letter; parcels are listed once per phase and referred to by name.
+
+
+def _phase_to_json(phase: Phase) -> dict[str, Any]:
+    parcels: dict[str, tuple[int, ...]] = {}
+    for op in (op for ops in phase.ops for op in ops):
+        if not isinstance(op, Compute | Wait | Observe):
+            if parcels.setdefault(op.what.name, op.what.stops) != op.what.stops:
+                raise InputError(f"plan: phase {phase.name} has two parcels called {op.what.name!r}")
+    return {
+        "name": phase.name,
+        "beats": phase.beats,
+        "steps": phase.steps,
+        "rows": [[r.start, r.stop] for r in phase.rows],
+        "branches": [list(b) for b in phase.branches],
+        "strides": list(phase.strides),
+        "context": asdict(phase.context),
+        "parcels": {name: list(stops) for name, stops in parcels.items()},
+        "ops": [[_op_to_json(op) for op in ops] for ops in phase.ops],
+    }
+
+
+def _op_to_json(op: Op) -> list[Any]:
+    match op:
+        case Compute():
+            return ["C", op.start, op.stop, op.step, [op.rows.start, op.rows.stop], list(op.branches)]
+        case Wait():
+            return ["W", op.name]
+        case Send():
+            return ["S", op.what.name, op.to, op.channel]
+        case Recv():
+            return ["R", op.what.name, op.source, op.channel]
+        case Exchange():
+            return ["X", op.what.name, list(op.to), list(op.sources), op.channel]
+        case Gather():
+            return ["G", op.what.name, list(op.group), op.channel]
+        case Broadcast():
+            return ["B", op.what.name, op.root, list(op.group), op.channel]
+        case Observe():
+            return ["O", op.name, op.numbers, list(op.group), op.channel]
+
+
+def _phase_from_json(p: dict[str, Any]) -> Phase:
+    parcels = {name: Parcel(name, tuple(stops)) for name, stops in p["parcels"].items()}
+
+    def read(op: list[Any]) -> Op:
+        match op:
+            case ["C", start, stop, step, [first, last], branches]:
+                return Compute(start, stop, step, Rows(first, last), tuple(branches))
+            case ["W", name]:
+                return Wait(name)
+            case ["S", name, to, channel]:
+                return Send(parcels[name], to, channel)
+            case ["R", name, source, channel]:
+                return Recv(parcels[name], source, channel)
+            case ["X", name, to, sources, channel]:
+                return Exchange(parcels[name], tuple(to), tuple(sources), channel)
+            case ["G", name, group, channel]:
+                return Gather(parcels[name], tuple(group), channel)
+            case ["B", name, root, group, channel]:
+                return Broadcast(parcels[name], root, tuple(group), channel)
+            case ["O", name, numbers, group, channel]:
+                return Observe(name, numbers, tuple(group), channel)
+            case _:
+                raise ValueError(f"unknown op {op!r}")
+
+    return Phase(
+        name=p["name"],
+        beats=int(p["beats"]),
+        steps=int(p["steps"]),
+        rows=tuple(Rows(*r) for r in p["rows"]),
+        branches=tuple(tuple(b) for b in p["branches"]),
+        strides=tuple(p["strides"]),
+        ops=tuple(tuple(read(op) for op in ops) for ops in p["ops"]),
+        context=Context(**p["context"]),
+    )

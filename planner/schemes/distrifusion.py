@@ -1,0 +1,109 @@
+"""DistriFusion (Li et al., CVPR 2024): displaced patches.
+
+Bands of rows, one per device. After a synchronous warm-up every device uses the others' keys and values, convolution
+halos and GroupNorm statistics of the previous step, so the exchange hides behind a whole step of compute. The noise is
+gathered by all in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from planner.beats import Layout, bundles, evaluation, layout
+from planner.cluster import Cluster
+from planner.cost import Cost
+from planner.errors import InputError
+from planner.job import Job
+from planner.model import Model
+from planner.plan import Context, Phase, Plan
+from planner.timeline import Seen
+
+ALL = frozenset({"kv", "halo", "stat"})
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What happens after the warm-up: kinds gathered on the spot, kinds that travel behind, how GroupNorm combines."""
+
+    fresh: frozenset[str]
+    stale: frozenset[str]
+    stat: str
+
+
+# Paper section 4.1 and its ablation of GroupNorm; names as in the released code.
+MODES = {
+    "full_sync": Mode(ALL, frozenset(), "mean"),
+    "corrected_async_gn": Mode(frozenset(), ALL, "corrected"),
+    "stale_gn": Mode(frozenset(), ALL, "mean"),
+    "sync_gn": Mode(frozenset({"stat"}), frozenset({"kv", "halo"}), "mean"),
+    "separate_gn": Mode(frozenset(), frozenset({"kv", "halo"}), "local"),
+    "no_sync": Mode(frozenset(), frozenset(), "local"),
+}
+
+
+def distrifusion(
+    job: Job,
+    model: Model,
+    cluster: Cluster,
+    cost: Cost,
+    *,
+    warmup: int = 5,
+    mode: str = "corrected_async_gn",
+    rows: tuple[int, ...] | None = None,
+    split: tuple[int, ...] | None = None,
+    bundle: int = 60,
+    bessel: bool = False,
+    equal_weights: bool = False,
+) -> Generator[Plan, Seen, None]:
+    """Bands on every device of the cluster, in its order.
+
+    warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
+    default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
+    per transfer; bessel, equal_weights: as in `planner.plan.Context`.
+    """
+    if mode not in MODES:
+        raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
+    if warmup < 1:
+        raise InputError("distrifusion: warmup must be at least 1; the first step has no stale context to use")
+    height, _ = model.latent_size(job)
+    ranks = len(cluster.devices)
+    where = layout(model, height, job.branches, ranks, split, rows)
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, bessel, equal_weights)
+    knobs = {"warmup": warmup, "mode": mode, "rows": [r.count for r in where.rows], "split": split and list(split)}
+    yield Plan("distrifusion", job, tuple(device.name for device in cluster.devices), phases, knobs)
+
+
+def displaced(
+    model: Model,
+    where: Layout,
+    steps: int,
+    warmup: int,
+    mode: Mode,
+    bundle: int = 60,
+    bessel: bool = False,
+    equal_weights: bool = False,
+) -> tuple[Phase, ...]:
+    """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows)."""
+    parcels = bundles(model, mode.stale, bundle)
+    exact = Context("mean", bessel, equal_weights)
+    after = Context(mode.stat, bessel, equal_weights)
+    ones = (1,) * len(where.rows)
+
+    def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
+        ops = tuple(
+            tuple(evaluation(model, where, r, 0, fresh, parcels, receive, send, noise=where.everyone)) for r in where.everyone
+        )
+        return Phase(name, beats, 1, where.rows, where.branches, ones, ops, context)
+
+    late = steps - warmup
+    if not mode.stale:
+        phases = [phase("warm-up", warmup, exact, ALL, False, False), phase("steady", late, after, mode.fresh, False, False)]
+    else:
+        phases = [
+            phase("warm-up", warmup, exact, ALL, False, False),
+            phase("enter", min(late, 1), after, mode.fresh, False, late > 1),
+            phase("steady", max(late - 2, 0), after, mode.fresh, True, True),
+            phase("leave", int(late > 1), after, mode.fresh, True, False),
+        ]
+    return tuple(p for p in phases if p.beats)

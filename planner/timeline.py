@@ -1,0 +1,121 @@
+"""Event, Timeline, Seen: what happened when. Simulator and executor both return a Timeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from planner.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+class Event(NamedTuple):
+    """One op on one rank. lane: `compute`, `wait`, or the name of a channel; label: `ops.label`; times: nanoseconds.
+
+    A transfer's event starts when the op is issued (`posted_ns`), `start_ns` is when all partners had met (in a
+    measurement that is not seen: it equals posted_ns) and `end_ns` when it was seen to be complete.
+    """
+
+    rank: int
+    lane: str
+    label: str
+    step: int
+    start_ns: int
+    end_ns: int
+    nbytes: int = 0
+    posted_ns: int = 0
+
+
+@dataclass
+class Timeline:
+    """Events of all ranks in order of performance per rank, from the first op (time 0) to the last.
+
+    source: `simulated` or `measured`. received: {rank: {peer: bytes}}. provenance: where the seconds came from.
+    """
+
+    source: str
+    plan_digest: str
+    devices: tuple[str, ...]
+    events: list[Event]
+    received: dict[int, dict[int, int]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    peak_memory_bytes: tuple[int, ...] = ()
+
+    @property
+    def latency_seconds(self) -> float:
+        """From time 0 to the end of the last op of any rank."""
+        return max((event.end_ns for event in self.events), default=0) / 1e9
+
+    def ops(self, rank: int) -> list[str]:
+        """Labels of the rank's ops in the order in which it performed them."""
+        return [event.label for event in self.events if event.rank == rank]
+
+    def usage(self) -> list[dict[str, Any]]:
+        """Per rank: name, busy_seconds, waiting_seconds, sent_bytes, received_bytes, peak_memory_bytes."""
+        busy = [0] * len(self.devices)
+        waiting = [0] * len(self.devices)
+        for event in self.events:
+            if event.lane == "compute":
+                busy[event.rank] += event.end_ns - event.start_ns
+            elif event.lane == "wait":
+                waiting[event.rank] += event.end_ns - event.start_ns
+        sent = [0] * len(self.devices)
+        for source in self.received.values():
+            for peer, nbytes in source.items():
+                sent[peer] += nbytes
+        memory = self.peak_memory_bytes or (0,) * len(self.devices)
+        return [
+            {
+                "name": name,
+                "busy_seconds": busy[rank] / 1e9,
+                "waiting_seconds": waiting[rank] / 1e9,
+                "sent_bytes": sent[rank],
+                "received_bytes": sum(self.received.get(rank, {}).values()),
+                "peak_memory_bytes": memory[rank],
+            }
+            for rank, name in enumerate(self.devices)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.source,
+            "plan_digest": self.plan_digest,
+            "devices": list(self.devices),
+            "latency_seconds": self.latency_seconds,
+            "provenance": self.provenance,
+            "peak_memory_bytes": list(self.peak_memory_bytes),
+            "received": {str(r): {str(p): n for p, n in peers.items()} for r, peers in self.received.items()},
+            "events": [list(event) for event in self.events],
+        }
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Timeline:
+        """Inverse of `to_json`; InputError if the document is not a timeline of this schema version."""
+        if document.get("schema_version") != SCHEMA_VERSION or "events" not in document:
+            raise InputError(f"timeline: not a timeline file of schema_version {SCHEMA_VERSION}")
+        try:
+            return Timeline(
+                source=document["source"],
+                plan_digest=document["plan_digest"],
+                devices=tuple(document["devices"]),
+                events=[Event(*event) for event in document["events"]],
+                received={int(r): {int(p): int(n) for p, n in d.items()} for r, d in document["received"].items()},
+                provenance=dict(document["provenance"]),
+                peak_memory_bytes=tuple(document["peak_memory_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"timeline: not a timeline file ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a scheme is sent back after its plan (or a beat of it) was performed.
+
+    step: grid steps done; compute_seconds[rank]: mean seconds per forward; values: observed numbers by name.
+    """
+
+    step: int
+    compute_seconds: tuple[float, ...] = ()
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
