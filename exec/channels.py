@@ -1,0 +1,81 @@
+"""Channels: transfers on torch.distributed, one process group per channel so that they overlap.
+
+Everything is point to point: gloo's all_gather refuses unequal sizes and is slow, and a Gather of unequal bands is no
+more than every pair's exchange. The sizes come from the plan, never from a peer (gloo takes wrong ones silently).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from planner.ops import Transfer, peers
+
+
+@dataclass
+class Pending:
+    """A started transfer: `received[peer]` is complete after `wait`."""
+
+    works: list[dist.Work]
+    received: dict[int, Tensor]
+    device: torch.device
+    kept: list[Tensor] = field(default_factory=list)  # buffers that must live until the sends are done
+
+    def wait(self) -> dict[int, Tensor]:
+        for work in self.works:
+            work.wait()
+        self.kept.clear()
+        if self.device.type != "cpu" and any(t.device.type == "cpu" for t in self.received.values()):
+            return {peer: tensor.to(self.device, non_blocking=True) for peer, tensor in self.received.items()}
+        return self.received
+
+
+class Channels:
+    """Named channels between all processes. `members[r]` is the process (global rank) that plays the plan's rank r.
+
+    Collective: every process must construct it, with the same names. `received` counts bytes per channel-independent
+    (plan rank) peer since `reset`.
+    """
+
+    def __init__(self, names: tuple[str, ...], timeout_seconds: float = 60.0) -> None:
+        timeout = timedelta(seconds=timeout_seconds)
+        self.groups = {name: dist.new_group(timeout=timeout) for name in sorted(names)}
+        self.staged = dist.get_backend() == "gloo"  # gloo moves host memory only
+        self.members: tuple[int, ...] = tuple(range(dist.get_world_size()))
+        self.received: Counter[int] = Counter()
+        self._turn: Counter[tuple[str, int]] = Counter()
+
+    def reset(self, members: tuple[int, ...]) -> None:
+        self.members = members
+        self.received.clear()
+
+    def start(self, op: Transfer, rank: int, outgoing: Tensor | None, sizes: dict[int, int], like: Tensor) -> Pending:
+        """Start `op` as the plan's `rank`: `outgoing` to the peers it sends to, sizes[peer] elements of `like` from others."""
+        to, sources = peers(op, rank)
+        host = self.staged and like.device.type != "cpu"
+        place = torch.device("cpu") if host else like.device
+        if host and outgoing is not None:
+            outgoing = outgoing.cpu()
+        received = {peer: torch.empty(sizes[peer], dtype=like.dtype, device=place) for peer in sources}
+        group = self.groups[op.channel]
+        # Receives first: a posted receive lets the peer's send finish while this rank computes.
+        calls = [self._call(dist.irecv, received[peer], peer, op.channel, group) for peer in sources]
+        calls += [self._call(dist.isend, outgoing, peer, op.channel, group) for peer in to]
+        for peer, tensor in received.items():
+            self.received[peer] += tensor.nbytes
+        works = dist.batch_isend_irecv(calls) if calls else []
+        return Pending(works, received, like.device, [] if outgoing is None else [outgoing])
+
+    def _call(self, verb: object, tensor: Tensor, peer: int, channel: str, group: dist.ProcessGroup) -> dist.P2POp:
+        # Both ends count their turns with each other alike, so a tag names one message of the pair.
+        me, process = dist.get_rank(), self.members[peer]
+        kind = "in" if verb is dist.irecv else "out"
+        turn = self._turn[channel + kind, process]
+        self._turn[channel + kind, process] += 1
+        assert process != me
+        return dist.P2POp(verb, tensor, process, group, tag=turn % (1 << 30))

@@ -1,0 +1,70 @@
+"""Clocks: when did each op begin and end? Host nanoseconds on CPUs; CUDA events, read after the last step, on GPUs."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from planner.timeline import Event
+
+
+class Clock:
+    """Host clock. A mark is nanoseconds of the machine's monotonic clock, the same for all processes of a machine."""
+
+    def __init__(self) -> None:
+        self._raw: list[list] = []
+        self.zero = 0
+
+    def start(self) -> None:
+        """Time 0 is now."""
+        self._raw, self.zero = [], self.mark()
+
+    def mark(self):
+        return time.perf_counter_ns()
+
+    def host_ns(self, mark) -> int:
+        return mark
+
+    def event(self, rank: int, lane: str, label: str, step: int, begin, nbytes: int = 0) -> int:
+        """Note an op that began at mark `begin` and ends now; returns its index, for `complete`."""
+        self._raw.append([rank, lane, label, step, begin, self.mark(), nbytes])
+        return len(self._raw) - 1
+
+    def complete(self, index: int) -> None:
+        """The transfer of this index was seen to be complete now."""
+        self._raw[index][5] = self.mark()
+
+    def events(self) -> list[Event]:
+        """All events in nanoseconds since `start`."""
+        out = []
+        for rank, lane, label, step, begin, end, nbytes in self._raw:
+            start_ns = self._since(begin)
+            out.append(Event(rank, lane, label, step, start_ns, self._since(end), nbytes, start_ns))
+        return out
+
+    def _since(self, mark) -> int:
+        return mark - self.zero
+
+
+class CudaClock(Clock):
+    """CUDA events on the current stream: no host synchronisation until the timeline is read."""
+
+    def mark(self):
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def host_ns(self, mark) -> int:
+        return time.perf_counter_ns()
+
+    def events(self) -> list[Event]:
+        torch.cuda.synchronize()
+        return super().events()
+
+    def _since(self, mark) -> int:
+        return round(self.zero.elapsed_time(mark) * 1e6)
+
+
+def clock_for(device: torch.device) -> Clock:
+    return CudaClock() if device.type == "cuda" else Clock()

@@ -1,0 +1,141 @@
+"""Context: what a rank holds of every stop - its own fresh tensor and the others' last - and how the two combine.
+
+The adapter knows what a tensor means, only the plan knows when it travels; here is the meeting place. Shapes per stop,
+with b batch items, T tokens and W columns at that depth, n the rows of a band:
+`kv` (b, T, 2C) keys then values; `halo` (2, b, C, pad, W) top and bottom edge rows; `stat` (b, G, 2) E[x] and E[x^2] per
+group; `noise` (b, C, n, W); `latent` (images, C, n, W).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from planner.errors import PlanError
+from planner.job import Job
+from planner.model import Model
+from planner.ops import Parcel, Rows
+from planner.plan import Phase, batch, parcel_bytes
+
+WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Context:
+    """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone."""
+
+    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False) -> None:
+        self.model, self.job, self.rank, self.blank = model, job, rank, blank
+        self.height, self.width = model.latent_size(job)
+        self.own: dict[int, Tensor] = {}
+        self.theirs: dict[int, dict[int, Tensor]] = {}
+        self.phase: Phase | None = None
+        self.group: tuple[int, ...] = ()
+
+    def enter(self, phase: Phase) -> None:
+        """Bands and policy are those of `phase` from now on."""
+        if phase is not self.phase:
+            self.phase, self.group = phase, phase.band_group(self.rank)
+            self.weights = self._weights(phase)
+
+    @property
+    def rows(self) -> Rows:
+        return self.phase.rows[self.rank]
+
+    def shape(self, phase: Phase, stop: int, rank: int) -> tuple[int, ...]:
+        """Shape of `rank`'s own tensor at `stop`."""
+        s, items, rows = self.model.stops[stop], batch(phase, rank, self.job), phase.rows[rank].count
+        match s.kind:
+            case "kv":
+                return items, (rows // s.scale) * (self.width // s.scale), s.channels
+            case "halo":
+                return 2, items, s.channels, s.pad, self.width // s.scale
+            case "stat":
+                return items, s.channels, 2
+            case "noise":
+                return items, s.channels, rows, self.width
+            case _:
+                return self.job.batch, s.channels, rows, self.width
+
+    # What travels
+
+    def pack(self, what: Parcel) -> Tensor:
+        """Own tensors of the parcel, flattened one after the other in the job's dtype; its size is the planned one."""
+        flat = torch.cat([self.own[s].reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
+        planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
+        if flat.nbytes != planned:
+            raise PlanError(f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?")
+        return flat
+
+    def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor) -> None:
+        """Keep `source`'s tensors of the parcel as its last."""
+        at = 0
+        for s in what.stops:
+            shape = self.shape(phase, s, source)
+            count = torch.Size(shape).numel()
+            self.theirs.setdefault(s, {})[source] = flat[at : at + count].view(shape)
+            at += count
+
+    # How own and theirs combine
+
+    def keys_values(self, stop: int) -> Tensor:
+        """(b, T of the whole image, 2C): the others' last around the own fresh, in image order."""
+        if len(self.group) == 1:
+            return self.own[stop]
+        return torch.cat([self.own[stop] if r == self.rank else self.last(stop, r) for r in self.group], dim=1)
+
+    def edges(self, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows above and below the own band, (b, C, pad, W) each; zeros beyond the image."""
+        own, i = self.own[stop], self.group.index(self.rank)
+        zeros = torch.zeros_like(own[0])
+        above = self.last(stop, self.group[i - 1])[1] if i > 0 else zeros
+        below = self.last(stop, self.group[i + 1])[0] if i + 1 < len(self.group) else zeros
+        return above, below
+
+    def moments(self, stop: int, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance per item and group, (b, G) each, by the phase's policy; count: local elements per group."""
+        own, policy = self.own[stop], self.phase.context
+        local = own
+        if policy.stat == "mean":
+            own = sum(w * (own if r == self.rank else self.last(stop, r).float()) for r, w in self.weights.items())
+        elif policy.stat == "corrected":
+            last = {r: self.last(stop, r).float() for r in self.weights}
+            own = sum(w * last[r] for r, w in self.weights.items()) + (own - last[self.rank])
+        mean, variance = own[..., 0], own[..., 1] - own[..., 0] ** 2
+        # A corrected variance may come out negative, and so may one of moments that travelled in half precision.
+        variance = torch.where(variance < 0, local[..., 1] - local[..., 0] ** 2, variance)
+        bessel = policy.bessel and policy.stat != "local"  # the published code leaves local GroupNorm alone
+        return mean, variance * (count / (count - 1)) if bessel else variance
+
+    def noise(self) -> Tensor:
+        """(images x branches, C, H, W): all that is known of this evaluation's noise, zero elsewhere."""
+        own = self.own[self.model.noise]
+        n = self.job.batch
+        full = own.new_zeros((n * len(self.job.branches), own.shape[1], self.height, self.width))
+        known = {**self.theirs.pop(self.model.noise, {}), self.rank: own}
+        for rank, tensor in known.items():
+            rows = self.phase.rows[rank]
+            for i, branch in enumerate(self.phase.branches[rank]):
+                k = self.job.branches.index(branch)
+                full[k * n : (k + 1) * n, :, rows.start : rows.stop] = tensor[i * n : (i + 1) * n]
+        return full
+
+    def place_latents(self, latents: Tensor) -> None:
+        """Write the others' latents that came into `latents`, in place."""
+        for rank, tensor in self.theirs.pop(self.model.latent, {}).items():
+            rows = self.phase.rows[rank]
+            latents[:, :, rows.start : rows.stop] = tensor
+
+    def last(self, stop: int, rank: int) -> Tensor:
+        """What came last from `rank` (or was sent, if it is this rank) at `stop`."""
+        tensor = self.theirs.get(stop, {}).get(rank)
+        if tensor is not None:
+            return tensor
+        if not self.blank:
+            raise PlanError(f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought")
+        self.theirs.setdefault(stop, {})[rank] = torch.zeros(self.shape(self.phase, stop, rank)).to(self.own[stop])
+        return self.theirs[stop][rank]
+
+    def _weights(self, phase: Phase) -> dict[int, float]:
+        if phase.context.equal_weights:
+            return {r: 1 / len(self.group) for r in self.group}
+        return {r: phase.rows[r].count / self.height for r in self.group}

@@ -1,0 +1,138 @@
+"""The seam: a diffusers denoiser that stops where ranks interact, and can be put back as it was.
+
+The model is not chopped up. Its forward runs as diffusers wrote it; at each stop a small adapter hands its tensor to
+`Seam.at`, which lets the plan's interpreter perform the ops up to that point, and takes the context back. A scheme is
+never written into a layer. `unet.py` and `mmdit.py` are the two families of adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from exec.context import Context
+from exec.run import Program
+from planner.errors import InputError, PlanError
+from planner.model import Model, Part, Stop
+
+
+class Adapter(Protocol):
+    """What a family of models must offer; construct with the module, which stays untouched until `install`."""
+
+    family: str
+    granule: int
+    stops: tuple[Stop, ...]
+
+    def install(self, seam: Seam) -> None: ...
+
+    def remove(self) -> None: ...
+
+
+class Seam:
+    """Between an adapter and the plan's interpreter. While `program` is None the model runs undisturbed."""
+
+    def __init__(self) -> None:
+        self.program: Program | None = None
+        self.context: Context | None = None
+        self.full: Tensor | None = None  # the whole latent of this evaluation, own branches: (b, C, H, W)
+
+    def begin(self, program: Program, context: Context) -> None:
+        """Perform the ops before the first Compute."""
+        self.program, self.context = program, context
+        self._advance()
+
+    def at(self, stop: int, own: Tensor) -> None:
+        """The forward has reached `stop` with this tensor; perform the plan's ops up to the next Compute."""
+        self.context.own[stop] = own
+        if stop == self.op.stop:
+            self._advance()
+
+    @property
+    def live(self) -> bool:
+        return self.program is not None
+
+    def keys_values(self, stop: int, own: Tensor) -> Tensor:
+        """Own keys and values (b, T, 2C) in, those of the whole image out."""
+        self.at(stop, own)
+        return self.context.keys_values(stop)
+
+    def edges(self, stop: int, own: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+        """Own band (b, C, n, W) in; `pad` rows above and below it out."""
+        self.at(stop, torch.stack([own[:, :, :pad], own[:, :, -pad:]]))
+        return self.context.edges(stop)
+
+    def moments(self, stop: int, own: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        """Own band (b, C, ...) in; mean and variance (b, groups) of the whole image out."""
+        x = own.reshape(own.shape[0], groups, -1).float()
+        self.at(stop, torch.stack([x.mean(-1), (x * x).mean(-1)], dim=-1))
+        return self.context.moments(stop, x.shape[-1])
+
+    def close(self) -> None:
+        """Forget the image; the model runs undisturbed again."""
+        if self.program is not None:
+            self.program.close()
+        self.program = self.context = self.full = None
+
+    def _advance(self) -> None:
+        """Up to the next Compute; `done` holds the events once the program has ended."""
+        try:
+            self.phase, self.step, self.op = next(self.program)
+        except StopIteration as stop:
+            self.done = stop.value
+            self.program = None
+        else:
+            if self.op.start == 0:
+                self.context.enter(self.phase)
+
+
+def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0) -> Model:
+    """A Model with the adapter's stops and no costs: enough to count bytes and check a plan."""
+    channels = adapter.stops[-1].channels
+    parts = (Part(),) * (len(adapter.stops) - 1)
+    return Model(name, adapter.family, channels, vae_scale, adapter.granule, parameters, adapter.stops, parts)
+
+
+def adapter_for(module: nn.Module) -> Adapter:
+    """The adapter of a diffusers denoiser, by class; InputError with what is supported."""
+    from exec.flux import FluxAdapter
+    from exec.mmdit import MMDiTAdapter
+    from exec.pixart import PixArtAdapter
+    from exec.unet import UNetAdapter
+
+    adapters: dict[str, Callable[[nn.Module], Adapter]] = {
+        "UNet2DConditionModel": UNetAdapter,
+        "SD3Transformer2DModel": MMDiTAdapter,
+        "PixArtTransformer2DModel": PixArtAdapter,
+        "FluxTransformer2DModel": FluxAdapter,
+    }
+    name = type(module).__name__
+    if name not in adapters:
+        raise InputError(f"model class {name}: no adapter; there are {', '.join(adapters)}")
+    # Finding the stops runs a forward on the meta device; once per module is enough.
+    if "_band_adapter" not in module.__dict__:
+        module.__dict__["_band_adapter"] = adapters[name](module)
+    return module.__dict__["_band_adapter"]
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """The same architecture on the meta device: no weights, so looking at it costs nothing."""
+    with torch.device("meta"):
+        return type(module).from_config(module.config)
+
+
+def execution_order(module: nn.Module, watched: Iterable[nn.Module], forward: Callable[[], object]) -> list[nn.Module]:
+    """`watched` modules in the order in which `forward()` calls them; PlanError if one is called twice."""
+    order: list[nn.Module] = []
+    hooks = [m.register_forward_pre_hook(lambda m, *_: order.append(m)) for m in watched]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(set(map(id, order))) != len(order):
+        raise PlanError(f"{type(module).__name__} calls a layer twice in one forward; it cannot be cut into stops")
+    return order

@@ -1,0 +1,123 @@
+"""Adapter for diffusers' SD3Transformer2DModel (MMDiT, Esser et al., 2024): bands of token rows.
+
+The only place where rows of an image meet is attention, so the stops are the joint attentions' image keys and values
+(and the image-only second attention of SD3.5). Every rank carries the text stream itself.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from exec.denoiser import Seam
+from planner.model import Stop
+
+
+class MMDiTAdapter:
+    """Stops: K/V per attention of each block, in the order in which the blocks run."""
+
+    family = "mmdit"
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.transformer = transformer
+        self.granule = transformer.config.patch_size
+        self.points: list[Attention] = []
+        inner = []
+        for i, block in enumerate(transformer.transformer_blocks):
+            for name in ("attn", "attn2"):
+                attention = getattr(block, name, None)
+                if attention is not None:
+                    self.points.append(attention)
+                    inner.append(Stop(f"transformer_blocks.{i}.{name}", "kv", 2 * attention.inner_kv_dim, self.granule))
+        ends = [
+            Stop("noise", "noise", transformer.config.out_channels),
+            Stop("latent", "latent", transformer.config.in_channels),
+        ]
+        self.stops = (Stop("entry", "entry"), *inner, *ends)
+        self._processors: dict[Attention, object] = {}
+
+    def install(self, seam: Seam) -> None:
+        for stop, attention in enumerate(self.points, start=1):
+            self._processors[attention] = attention.processor
+            attention.set_processor(BandJointAttention(seam, stop))
+        embed = self.transformer.pos_embed
+        embed.forward = partial(embed_rows, embed, seam, self.granule)
+
+    def remove(self) -> None:
+        for attention in list(self._processors):
+            attention.set_processor(self._processors.pop(attention))
+        self.transformer.pos_embed.__dict__.pop("forward", None)
+
+
+def inputs(
+    transformer: nn.Module, batch: int, height: int, width: int, device: str | torch.device, tokens: int = 333
+) -> dict:
+    """Arguments of a forward at this latent size (height, width), with made-up conditioning of the right shape."""
+    c, dtype = transformer.config, transformer.dtype
+    return {
+        "hidden_states": torch.zeros(batch, c.in_channels, height, width, device=device, dtype=dtype),
+        "encoder_hidden_states": torch.zeros(batch, tokens, c.joint_attention_dim, device=device, dtype=dtype),
+        "pooled_projections": torch.zeros(batch, c.pooled_projection_dim, device=device, dtype=dtype),
+        "timestep": torch.zeros(batch, device=device, dtype=torch.float32),
+        "return_dict": False,
+    }
+
+
+def embed_rows(module: nn.Module, seam: Seam, patch: int, latent: Tensor) -> Tensor:
+    """Patch and position embedding of the own band: cut from the whole image's, whose positions are centred on it.
+
+    latent: (b, C, n, W) own band; returns (b, n W / patch^2, D).
+    """
+    if not seam.live:
+        return type(module).forward(module, latent)
+    tokens = type(module).forward(module, seam.full)
+    rows, across = seam.context.rows, seam.full.shape[3] // patch
+    return tokens[:, rows.start // patch * across : rows.stop // patch * across]
+
+
+class BandJointAttention:
+    """Joint attention of the own image tokens and the text over everybody's image keys and values and the text's.
+
+    hidden_states: (b, T, C) image tokens of the own band, first in the joint sequence; encoder_hidden_states: (b, S, C)
+    text tokens or None.
+    """
+
+    def __init__(self, seam: Seam, stop: int) -> None:
+        self.seam, self.stop = seam, stop
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        def heads(x: Tensor, norm: nn.Module | None) -> Tensor:
+            x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (b, heads, T, C / heads)
+            return x if norm is None else norm(x)
+
+        tokens = hidden_states.shape[1]
+        both = torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], dim=-1)
+        if self.seam.live:
+            both = self.seam.keys_values(self.stop, both).to(hidden_states.dtype)
+        key, value = both.chunk(2, dim=-1)
+        q, k, v = heads(attn.to_q(hidden_states), attn.norm_q), heads(key, attn.norm_k), heads(value, None)
+        if encoder_hidden_states is not None:
+            text = encoder_hidden_states
+            q = torch.cat([q, heads(attn.add_q_proj(text), attn.norm_added_q)], dim=2)
+            k = torch.cat([k, heads(attn.add_k_proj(text), attn.norm_added_k)], dim=2)
+            v = torch.cat([v, heads(attn.add_v_proj(text), None)], dim=2)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        image = attn.to_out[1](attn.to_out[0](out[:, :tokens]))
+        if encoder_hidden_states is None:
+            return image
+        text_out = out[:, tokens:]
+        if not attn.context_pre_only:
+            text_out = attn.to_add_out(text_out)
+        return image, text_out

@@ -1,0 +1,132 @@
+"""Load a diffusers pipeline the usual way: a local directory or a hub id; and turn prompts into its embeddings."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.errors import InputError
+
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "flow-euler": "FlowMatchEulerDiscreteScheduler",
+}
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+def load_pipeline(source: str, dtype: str = "float32", device: str = "cpu", sampler: str | None = None) -> Any:
+    """The pipeline of directory or hub id `source`, on `device`, with `sampler` (a planner name) built from its scheduler.
+
+    Safetensors only, no remote code. Raises InputError if it cannot be loaded.
+    """
+    import diffusers
+    from diffusers import DiffusionPipeline
+
+    diffusers.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    index = Path(source) / "model_index.json"
+    absent: dict[str, None] = {}
+    if index.is_file():  # components that the directory declares null (text encoders of the small models)
+        entries = json.loads(index.read_text())
+        absent = {k: None for k, v in entries.items() if isinstance(v, list) and v == [None, None]}
+        if entries.get("_class_name") == "StableDiffusion3Pipeline":
+            names = [f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+            absent |= {name: None for name in names if name not in entries}
+    elif Path(source).exists():
+        raise InputError(f"{source}: no model_index.json there; give a diffusers pipeline directory or a hub id")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipe = DiffusionPipeline.from_pretrained(
+                source, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=index.is_file(), **absent
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be loaded as a diffusers pipeline ({str(error).splitlines()[0]})") from error
+    if sampler is not None and type(pipe.scheduler).__name__ != SAMPLERS[sampler]:
+        flow = (sampler == "flow-euler", hasattr(pipe, "transformer"))
+        if flow[0] != flow[1]:
+            raise InputError(f"sampler {sampler} does not fit {type(pipe).__name__}: flow models take flow-euler, others ddim or euler")
+        pipe.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def denoiser(pipe: Any) -> torch.nn.Module:
+    """The pipeline's U-Net or transformer."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
+def embeds_from_file(path: str) -> dict[str, Tensor]:
+    """Call arguments from a safetensors file: prompt_embeds, negative and pooled ones, add_time_ids, optional latents."""
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own, OSError and more for a bad file
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+    if "prompt_embeds" not in tensors:
+        raise InputError(f"{path}: has no prompt_embeds; it has {', '.join(sorted(tensors)) or 'nothing'}")
+    known = {*EMBEDS, "latents", "add_time_ids"}
+    unknown = sorted(set(tensors) - known)
+    if unknown:
+        raise InputError(f"{path}: unknown tensor {unknown[0]!r}; allowed are {', '.join(sorted(known))}")
+    return tensors
+
+
+def embeds_from_words(source: str, prompts: list[str], negative: str = "") -> dict[str, Tensor] | None:
+    """Call arguments for the models that ship a word table instead of text encoders; None if `source` has no table."""
+    table = Path(source) / "words.json"
+    if not table.is_file():
+        return None
+    prompt_embeds, pooled = encode_words(prompts, source)
+    no_embeds, no_pooled = encode_words([negative] * len(prompts), source)
+    return dict(zip(EMBEDS, (prompt_embeds, no_embeds, pooled, no_pooled), strict=True))
+
+
+def encode_words(prompts: list[str], source: str) -> tuple[Tensor, Tensor]:
+    """(n, T, D) prompt embeddings and (n, P) pooled ones from the word tables of directory `source`.
+
+    "" is all padding: the unconditional branch. A word after "on" describes the ground and has a row of its own.
+    Raises InputError for a word that the table does not have.
+    """
+    from safetensors.torch import load_file
+
+    spec = json.loads((Path(source) / "words.json").read_text())
+    tables = load_file(Path(source) / "words.safetensors")
+    known, length = spec["words"], spec["max_tokens"]
+    ids = torch.full((len(prompts), length), spec["pad"])
+    pooled = torch.zeros(len(prompts), tables["pooled"].shape[1])
+    for row, prompt in enumerate(prompts):
+        role, found = "", []
+        for word in prompt.lower().split():
+            if role + word not in known:
+                plain = ", ".join(sorted({w.removeprefix("on ") for w in known}))
+                raise InputError(f"prompt {prompt!r}: {source} has no word {role + word!r}; it has {plain}")
+            found.append(known[role + word])
+            role = "on " if word == "on" else role
+        if len(found) > length:
+            raise InputError(f"prompt {prompt!r} has {len(found)} words; {source} takes at most {length}")
+        if found:
+            ids[row, : len(found)] = torch.tensor(found)
+            pooled[row] = tables["pooled"][found].float().mean(0)
+    return tables["prompt"][ids].float(), pooled
+
+
+def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, batch: int) -> dict[str, Any]:
+    """What the pipeline call needs for its text: embeddings from a file, from the model's words, or plain prompts."""
+    if embeds is not None:
+        found: dict[str, Any] = embeds_from_file(embeds)
+    else:
+        found = embeds_from_words(source, [prompt or ""] * batch) or {"prompt": [prompt or ""] * batch}
+    like = denoiser(pipe)
+    ids = found.pop("add_time_ids", None)
+    if ids is not None:  # (1, 6): original size, crop, target size
+        flat = [int(v) for v in ids.flatten()[:6]]
+        found |= {"original_size": (flat[0], flat[1]), "crops_coords_top_left": (flat[2], flat[3]), "target_size": (flat[4], flat[5])}
+    return {k: v.to(like.device, like.dtype) if isinstance(v, Tensor) else v for k, v in found.items()}

@@ -1,0 +1,44 @@
+"""Paced virtual devices: every segment sleeps up to its deadline, so one machine can play unequal devices.
+
+A device of speed v takes nominal / v for a segment. `nominal` is a table of what the segment takes at speed 1; it must
+leave slack above what the host really needs, or the deadline is missed and the device is no longer what it says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import dataclass
+
+from planner.ops import Compute
+from planner.profile import PartTable
+
+_PR_SET_TIMERSLACK = 29
+_SPIN_NS = 60_000  # a sleep overshoots by about this much
+
+
+@dataclass
+class Pace:
+    """Deadlines of one virtual device: nominal[batch] is a PartTable of speed 1; speed is relative to it."""
+
+    nominal: dict[int, PartTable]
+    speed: float
+    late: int = 0  # deadlines that were missed by more than 5 %
+    kept: int = 0
+
+    def __post_init__(self) -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+
+    def until(self, begin_ns: int, op: Compute, batch: int) -> None:
+        """Sleep until `begin_ns` plus what this op takes on the virtual device."""
+        seconds, _ = self.nominal[batch].at(op.start, op.stop, op.rows.count)
+        length = int(seconds / self.speed * 1e9)
+        left = begin_ns + length - time.perf_counter_ns()
+        if left < -0.05 * length:
+            self.late += 1
+        else:
+            self.kept += 1
+        if left > _SPIN_NS:
+            time.sleep((left - _SPIN_NS) / 1e9)
+        while time.perf_counter_ns() < begin_ns + length:
+            pass

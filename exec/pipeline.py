@@ -1,0 +1,210 @@
+"""parallelize(pipe, plan): the same diffusers pipeline, the same call, performed by several ranks; `unparallelize` undoes it.
+
+Three instance attributes are replaced: the denoiser's forward (takes the own branches and rows, hands back the noise
+that is known), and the scheduler's step and scale_model_input (explicit steps on the global grid). Guidance, callbacks,
+progress bar and decoding stay the pipeline's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from exec import preflight, sampler
+from exec.channels import Channels
+from exec.clock import clock_for
+from exec.context import Context
+from exec.denoiser import Seam, adapter_for, skeleton
+from exec.pace import Pace
+from exec.run import run
+from planner.errors import InputError, NotANumber, PlanError
+from planner.model import Model
+from planner.plan import Plan, sampled_rows
+from planner.timeline import Timeline
+
+
+def parallelize(
+    pipe: Any,
+    plan: Plan,
+    rank: int | None = None,
+    *,
+    channels: Channels | None = None,
+    pace: Pace | None = None,
+    blank: bool = False,
+) -> Any:
+    """Make `pipe` perform `plan` as its rank `rank` (default: this process's rank); returns the same object.
+
+    Every rank calls the pipeline alike, with the same arguments; a CPU generator (or latents) makes the start equal.
+    After a call `pipe.polyrhythm.timeline` holds what happened. blank: stand-in zeros for what other ranks would have
+    sent, to time one rank alone. Raises InputError, PlanError or RanksDisagree before the first forward.
+    """
+    if hasattr(pipe, "polyrhythm"):
+        unparallelize(pipe)
+    if rank is None:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+    if channels is None and plan.ranks > 1 and not blank:
+        if not dist.is_initialized():
+            raise PlanError(f"the plan has {plan.ranks} ranks but torch.distributed is not initialised; start with `polyrhythm run` or torchrun")
+        if dist.get_world_size() != plan.ranks:
+            raise PlanError(f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has")
+        channels = Channels(plan.channels())
+    pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank)
+    return pipe
+
+
+def unparallelize(pipe: Any) -> Any:
+    """Undo `parallelize`; the pipeline is as it was. No-op on a pipeline that is not parallel."""
+    if hasattr(pipe, "polyrhythm"):
+        pipe.polyrhythm.remove()
+        del pipe.polyrhythm
+    return pipe
+
+
+class Parallel:
+    """The state of one parallel pipeline on one rank."""
+
+    def __init__(self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool) -> None:
+        self.plan, self.rank, self.channels, self.pace, self.blank = plan, rank, channels, pace, blank
+        self.denoiser = getattr(pipe, "unet", None) or pipe.transformer
+        self.scheduler = pipe.scheduler
+        self.adapter = adapter_for(self.denoiser)
+        self.model: Model = skeleton(plan.job.model, self.adapter, pipe.vae_scale_factor)
+        self._check(plan)
+        self.seam = Seam()
+        self.clock = clock_for(self.denoiser.device)
+        self.timeline: Timeline | None = None
+        self.calls = 0
+        self.adapter.install(self.seam)
+        original = type(self.denoiser).forward
+        self.denoiser.forward = partial(self._forward, partial(original, self.denoiser))
+        for name in ("step", "scale_model_input", "set_timesteps"):
+            if hasattr(self.scheduler, name):
+                method = getattr(self, f"_{name}")
+                setattr(self.scheduler, name, partial(method, getattr(self.scheduler, name)))
+
+    def remove(self) -> None:
+        self.adapter.remove()
+        self.denoiser.__dict__.pop("forward", None)
+        for name in ("step", "scale_model_input", "set_timesteps"):
+            self.scheduler.__dict__.pop(name, None)
+
+    def _check(self, plan: Plan) -> None:
+        if not 0 <= self.rank < plan.ranks:
+            raise PlanError(f"rank {self.rank}: the plan has ranks 0 to {plan.ranks - 1}")
+        kind = sampler.kind_of(self.scheduler)
+        if kind != plan.job.sampler:
+            raise InputError(f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler")
+        highest = max(op.stop for p in plan.phases for op in p.ops[self.rank] if hasattr(op, "branches"))
+        if highest != self.model.latent:
+            raise PlanError(f"the plan is for a model of {highest} stops, {type(self.denoiser).__name__} here has {self.model.latent}; plan anew")
+        dtype = str(self.denoiser.dtype).removeprefix("torch.")
+        if dtype != plan.job.dtype:
+            raise InputError(f"the plan is for {plan.job.dtype}, the pipeline's denoiser is {dtype}; load it with dtype={plan.job.dtype}")
+
+    # The three replaced methods
+
+    def _set_timesteps(self, original: Any, *args: Any, **kwargs: Any) -> None:
+        self.seam.close()  # a new image begins; whatever an interrupted one left is void
+        self.calls = 0
+        original(*args, **kwargs)
+
+    def _scale_model_input(self, original: Any, sample: Tensor, timestep: Any = None) -> Tensor:
+        return sampler.scale(self.scheduler, self.calls, sample)
+
+    def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            sample, args = args[0], args[1:]
+        else:
+            name = "sample" if "sample" in kwargs else "hidden_states"
+            sample = kwargs.pop(name)
+        if self.calls == 0:
+            self._begin(sample)
+        if not self.seam.live or self.seam.step != self.calls:  # a slow rank's off-beat
+            noise = torch.zeros_like(sample)
+        else:
+            noise = self._evaluate(original, sample, args, kwargs)
+        return_dict = kwargs.get("return_dict", True)
+        return _Output(noise) if return_dict else (noise,)
+
+    def _evaluate(self, original: Any, sample: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """One evaluation on the own branches and rows. sample: (images x branches, C, H, W)."""
+        job, phase = self.plan.job, self.seam.phase
+        rows, own = phase.rows[self.rank], phase.branches[self.rank]
+        items = [k * job.batch + i for k, b in enumerate(job.branches) if b in own for i in range(job.batch)]
+        whole = len(items) == sample.shape[0]
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: pick(v) for k, v in value.items()}
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == sample.shape[0] and not whole:
+                return value[items]
+            return value
+
+        self.seam.full = pick(sample)
+        band = self.seam.full[:, :, rows.start : rows.stop]
+        out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
+        self.seam.at(self.model.noise, out[:, : self.model.stops[self.model.noise].channels])
+        return self.seam.context.noise()
+
+    def _step(self, original: Any, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's scheduler step: own rows (or all) from sigma[i] to sigma[i + stride]; then latents are shared."""
+        if kwargs.get("eta"):
+            raise InputError("eta above 0 draws noise in every step, which bands cannot share; use eta=0")
+        i = self.calls
+        self.calls += 1
+        if self.seam.live and self.seam.step == i:
+            phase = self.seam.phase
+            rows, own = sampled_rows(self.model, phase, self.rank), phase.rows[self.rank]
+            band = slice(rows.start, rows.stop)
+            latents = sample.clone()
+            stride = phase.strides[self.rank]
+            latents[:, :, band] = sampler.step(self.scheduler, i, i + stride, sample[:, :, band], prediction[:, :, band])
+            context = self.seam.context
+            self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
+            context.place_latents(latents)
+            sample = latents
+            if not self.seam.live:
+                self._finish(latents)
+        return (sample,) if kwargs.get("return_dict", True) is False else _Output(sample)
+
+    # The frame of an image
+
+    def _begin(self, sample: Tensor) -> None:
+        job = self.plan.job
+        steps, expected = len(self.scheduler.timesteps), (job.batch * len(job.branches), *self.model.latent_size(job))
+        found = (sample.shape[0], *sample.shape[2:])
+        if steps != job.steps or found != expected:
+            raise InputError(
+                f"the plan is for {job.steps} steps of (batch, rows, columns) {expected}, the call has {steps} of {found}; "
+                "call the pipeline as planned (num_inference_steps, height, width, guidance_scale) or plan anew"
+            )
+        context = Context(self.model, job, self.rank, self.blank)
+        if self.channels is not None and self.plan.ranks > 1:
+            digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
+            preflight.agree(self.channels, self.plan, self.rank, {"plan": self.plan.digest, "start latents": digest} | preflight.versions(self.denoiser))
+        self.clock.start()
+        self.seam.begin(run(self.plan, self.rank, context, self.channels, self.clock, self.pace), context)
+
+    def _finish(self, latents: Tensor) -> None:
+        received = {self.rank: dict(self.channels.received)} if self.channels is not None else {}
+        self.timeline = Timeline("measured", self.plan.digest, self.plan.devices, self.seam.done, received)
+        if not bool(torch.isfinite(latents).all()):
+            raise NotANumber(f"rank {self.rank} ({self.plan.devices[self.rank]}): the final latents are not finite")
+
+
+class _Output(tuple):
+    """Quacks as both diffusers outputs: `.sample`, `.prev_sample` and item 0."""
+
+    def __new__(cls, tensor: Tensor) -> _Output:
+        return super().__new__(cls, (tensor,))
+
+    @property
+    def sample(self) -> Tensor:
+        return self[0]
+
+    prev_sample = sample

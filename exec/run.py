@@ -1,0 +1,64 @@
+"""run(plan, rank, ...): the executor's interpreter, the mirror image of `sim/run.py`.
+
+It is a generator: at a Compute it yields, the denoiser's forward runs on as diffusers wrote it, and the adapter resumes
+the generator at the op's last stop. All other ops are performed here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Generator
+
+from exec.channels import Channels, Pending
+from exec.clock import Clock
+from exec.context import Context
+from exec.pace import Pace
+from planner.ops import Compute, Observe, Transfer, Wait, label, name_of
+from planner.plan import Phase, Plan, batch, received_bytes
+from planner.timeline import Event
+
+Program = Generator[tuple[Phase, int, Compute], None, list[Event]]
+
+
+def run(plan: Plan, rank: int, context: Context, channels: Channels | None, clock: Clock, pace: Pace | None = None) -> Program:
+    """Perform `rank`'s ops of `plan`; yields (phase, grid step, op) at each Compute; returns the events."""
+    pending: dict[str, deque[tuple[int, Transfer, Phase, Pending, dict]]] = defaultdict(deque)
+    for phase, base, op in plan.walk(rank):
+        begin = clock.mark()
+        match op:
+            case Compute():
+                context.enter(phase)
+                yield phase, base + op.step, op
+                if pace:
+                    pace.until(clock.host_ns(begin), op, batch(phase, rank, plan.job))
+                clock.event(rank, "compute", label(op, base + op.step), base + op.step, begin)
+            case Wait():
+                index, transfer, of, started, own = pending[op.name].popleft()
+                received = started.wait()
+                _keep(context, of, transfer, received, own)
+                clock.event(rank, "wait", label(op, base), base, begin)
+                clock.complete(index)
+            case _:
+                started, own = _start(plan, phase, rank, op, context, channels)
+                nbytes = sum(t.nbytes for t in started.received.values())
+                index = clock.event(rank, op.channel, label(op, base), base, begin, nbytes)
+                pending[name_of(op)].append((index, op, phase, started, own))
+    return clock.events()
+
+
+def _start(plan: Plan, phase: Phase, rank: int, op: Transfer, context: Context, channels: Channels) -> tuple[Pending, dict]:
+    if isinstance(op, Observe):
+        raise NotImplementedError  # pragma: no cover - no scheme observes yet
+    own = {s: context.own[s] for s in op.what.stops}
+    outgoing = context.pack(op.what)
+    element = plan.job.element_bytes
+    sizes = {peer: n // element for peer, n in received_bytes(context.model, plan.job, phase, rank, op).items()}
+    return channels.start(op, rank, outgoing, sizes, outgoing), own
+
+
+def _keep(context: Context, phase: Phase, op: Transfer, received: dict, own: dict) -> None:
+    for peer, flat in received.items():
+        context.unpack(phase, op.what, peer, flat)
+    for s, tensor in own.items():  # what the others now hold of this rank, of the same age
+        if context.model.stops[s].kind == "stat":
+            context.theirs.setdefault(s, {})[context.rank] = tensor

@@ -1,0 +1,157 @@
+"""What a worker process can be asked to do, by name: `run` a plan, `measure` this rank's device and links.
+
+Arguments and results are JSON; tensors travel as safetensors files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from exec import measure as measuring
+from exec.channels import Channels
+from exec.models import arguments, load_pipeline
+from exec.pace import Pace
+from exec.pipeline import parallelize, unparallelize
+from planner.beats import CONTEXT, STATE
+from planner.plan import Plan
+from planner.profile import Profile
+
+Beat = Callable[[int], None]
+
+
+@lru_cache(maxsize=2)
+def _pipeline(source: str, dtype: str, device: str, sampler: str) -> Any:
+    return load_pipeline(source, dtype, device, sampler)
+
+
+@lru_cache(maxsize=1)
+def _channels(timeout_seconds: float) -> Channels:
+    return Channels((CONTEXT, STATE), timeout_seconds)
+
+
+def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
+    """Perform a plan as one of its ranks.
+
+    args: plan (document), members (process of each plan rank), model (directory or id), prompt or embeds (file), pace
+    (document or null), output (path for `.png`, `.safetensors` of the first rank, or null), trace_latents, repeats (the
+    timelines of all are returned), timeout_seconds. Processes that are not members idle.
+    """
+    plan = Plan.from_json(args["plan"])
+    members = tuple(args["members"])
+    me = dist.get_rank()
+    channels = _channels(args["timeout_seconds"])
+    device = _device()
+    pipe = _pipeline(args["model"], plan.job.dtype, device, plan.job.sampler)
+    if me not in members:
+        return {"timelines": []}
+    rank = members.index(me)
+    channels.reset(members)
+    pace = _pace(args.get("pace"))
+    parallelize(pipe, plan, rank, channels=channels, pace=pace)
+    timelines, walls = [], []
+    try:
+        for _ in range(args.get("repeats", 1)):
+            channels.reset(members)
+            began = time.perf_counter()
+            latents, traced = _call(pipe, plan, args, beat)
+            walls.append(time.perf_counter() - began)
+            timelines.append(pipe.polyrhythm.timeline.to_json())
+    finally:
+        unparallelize(pipe)
+    if rank == 0 and args.get("output"):
+        _save(pipe, args["output"], latents, traced)
+    return {"timelines": timelines, "wall_seconds": walls, "late": pace.late if pace else 0, "peak_memory_bytes": _peak_memory()}
+
+
+def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
+    """Time this rank's device part by part and its links; see `exec.measure`. args as `exec.measure.Request`, and pace."""
+    request = measuring.Request(**args["request"])
+    pipe = _pipeline(request.model, request.dtype, _device(), request.sampler)
+    pace = _pace(args.get("pace"))
+    channels = _channels(args["timeout_seconds"])
+    channels.reset(tuple(range(dist.get_world_size())))
+    parts = measuring.parts(pipe, request, pace, beat) if request.rows else []
+    dist.barrier()
+    messages = measuring.messages(channels, request, pace, beat) if request.nbytes else []
+    return {"parts": parts, "messages": messages}
+
+
+def _call(pipe: Any, plan: Plan, args: dict[str, Any], beat: Beat) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One image: final latents and, if asked for, the latents after every step."""
+    job = plan.job
+    traced: list[torch.Tensor] = []
+
+    def each_step(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        beat(index)
+        if args.get("trace_latents"):
+            traced.append(tensors["latents"].detach().float().cpu().clone())
+        return {}
+
+    latents = pipe(
+        **arguments(pipe, args["model"], args.get("prompt"), args.get("embeds"), job.batch),
+        height=job.height,
+        width=job.width,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance,
+        generator=torch.Generator().manual_seed(job.seed),
+        output_type="latent",
+        callback_on_step_end=each_step,
+    ).images
+    return latents, traced
+
+
+def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tensor]) -> None:
+    """Write final latents and decoded picture: `.png` the picture alone, `.safetensors` latents, picture and trace."""
+    import os
+
+    from safetensors.torch import save
+
+    picture = _decode(pipe, latents)
+    partial = f"{output}.part"
+    if output.endswith(".png"):
+        from diffusers.image_processor import VaeImageProcessor
+
+        VaeImageProcessor.numpy_to_pil(picture.permute(0, 2, 3, 1).numpy())[0].save(partial, format="png")
+    else:
+        tensors = {"latents": latents.float().cpu().contiguous(), "images": picture.contiguous()}
+        tensors |= {f"latents.{i:03d}": t.contiguous() for i, t in enumerate(traced)}
+        with open(partial, "wb") as file:
+            file.write(save(tensors))
+    os.replace(partial, output)
+
+
+def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """(images, 3, height, width) in [0, 1], float32 on the CPU."""
+    config = pipe.vae.config
+    latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    with torch.no_grad():
+        picture = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]
+    return (picture.float().cpu() / 2 + 0.5).clamp(0, 1)
+
+
+def _pace(document: dict[str, Any] | None) -> Pace | None:
+    """A Pace from {"speed": v, "nominal": profile document}; one table per batch."""
+    if document is None:
+        return None
+    profile = Profile.from_json(document["nominal"])
+    return Pace({table.batch: table for table in profile.parts}, float(document["speed"]))
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{dist.get_rank() % torch.cuda.device_count()}"
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,279 @@
+"""This machine as a cluster: measure its devices and links, run plans on them, and say how much others disturbed it.
+
+Devices are processes: `cpu` pinned to a core each, `cpu@0.5` paced to half the speed of `cpu@1`, `cpu` with a
+competitor (a busy process on the same core), or one process per GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from exec.launch import Ranks
+from planner.cluster import Cluster
+from planner.errors import InputError
+from planner.job import Job
+from planner.model import Model
+from planner.plan import Plan
+from planner.profile import PartTable, Profile
+from planner.timeline import Timeline
+from planner.trace import MessageSample, PartSample, Trace
+from polyrhythm.load import Load
+from traces.fit import fit
+
+# A paced device of speed 1 takes this many times what its core needs, so that there is slack to absorb noise.
+PACE = 2.0
+MESSAGE_SIZES = (64, 1024, 16 * 1024, 64 * 1024, 256 * 1024, 1 << 20, 2 << 20, 4 << 20, 8 << 20)
+TIMEOUT_SECONDS = 60.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave: its timeline (of the median repeat), seconds of every repeat, files, and foreign load in cores."""
+
+    timeline: Timeline
+    seconds: tuple[float, ...]
+    output: str | None
+    foreign_load: float
+    late_deadlines: int = 0
+
+
+@dataclass
+class Machine:
+    """Processes of this machine that play the devices of `cluster`, in its order. Use as a context manager.
+
+    competitors: busy processes to run beside each device (0 for none). nominal: what paced devices are paced by; made
+    by `calibrate` if needed, or taken from a profile that was measured with it.
+    """
+
+    cluster: Cluster
+    backend: str = "gloo"
+    competitors: Sequence[int] = ()
+    nominal: Profile | None = None
+    progress: Progress = lambda text: None
+    _ranks: Ranks | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Machine:
+        count = len(self.cluster.devices)
+        cores = sorted(os.sched_getaffinity(0))
+        pins = [cores[i % len(cores)] for i in range(count)] if self.on_cpu else None
+        self._ranks = Ranks(count, backend=self.backend, cores=pins, silent_seconds=TIMEOUT_SECONDS).__enter__()
+        self._busy = [_competitor(pins[i]) for i, n in enumerate(self.competitors) for _ in range(n)] if pins else []
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for process in self._busy:
+            process.kill()
+            process.wait()
+        self._ranks.__exit__(*error)
+
+    @property
+    def on_cpu(self) -> bool:
+        return all(device.kind.split("@")[0] == "cpu" for device in self.cluster.devices)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(device.kind for device in self.cluster.devices)
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids whose CPU time is ours, competitors included."""
+        return [*self._ranks.pids, *(process.pid for process in self._busy)]
+
+    def calibrate(self, model: str, name: str, job: Job) -> None:
+        """Time the cores unpaced and set the deadlines of paced devices: PACE times that, by part."""
+        if self.nominal is not None or not any("@" in kind for kind in self.kinds):
+            return
+        self.progress("timing the cores to pace the virtual devices by")
+        height = job.height
+        trace = self._measure(model, name, job, _sizes(name, height, 5), (), None, repeats=2)
+        alike = [replace(sample, device="nominal") for sample in trace.parts]
+        tables = fit(Trace(trace.meta, tuple(alike), ())).parts
+        self.nominal = Profile(tuple(_slower(table, PACE) for table in tables))
+
+    def measure(
+        self, model: str, name: str, job: Job, rows: tuple[int, ...], nbytes: tuple[int, ...] = MESSAGE_SIZES, repeats: int = 3
+    ) -> Trace:
+        """Time parts on bands of `rows` latent rows, and gathers of `nbytes`, on the devices as they are."""
+        self.calibrate(model, name, job)
+        self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
+        return self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
+
+    def _measure(
+        self,
+        model: str,
+        name: str,
+        job: Job,
+        rows: tuple[int, ...],
+        nbytes: tuple[int, ...],
+        paces: list[dict[str, Any] | None] | None,
+        repeats: int,
+    ) -> Trace:
+        links = {link.kind for _, _, link in self.cluster.links}
+        request = {
+            "model": model,
+            "name": name,
+            "height": job.height,
+            "width": job.width,
+            "dtype": job.dtype,
+            "sampler": job.sampler,
+            "kinds": self.kinds,
+            "rows": rows,
+            "batches": sorted({job.batch, job.batch * len(job.branches)}),
+            "repeats": repeats,
+            "nbytes": nbytes if len(self.cluster.devices) > 1 else (),
+            "link": next(iter(links), "none"),
+        }
+        paces = paces or [None] * len(self.kinds)
+        load = Load(self.processes)
+        args = [{"request": request, "pace": pace, "timeout_seconds": TIMEOUT_SECONDS} for pace in paces]
+        results = self._ranks.call("measure", args, deadline_seconds=900)
+        parts = [PartSample(**(s | {"seconds": tuple(s["seconds"])})) for r in results for s in r["parts"]]
+        messages = [MessageSample(**s) for r in results for s in r["messages"]]
+        meta = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "devices": list(self.kinds),
+            "competitors": list(self.competitors),
+            "machine": machine(),
+            "foreign_load": round(load.foreign_cores(), 3),
+        }
+        return Trace(meta, tuple(parts), tuple(messages))
+
+    def run(
+        self,
+        plan: Plan,
+        model: str,
+        *,
+        prompt: str | None = None,
+        embeds: str | None = None,
+        output: str | None = None,
+        trace_latents: bool = False,
+        repeats: int = 1,
+        deadline_seconds: float | None = None,
+    ) -> RunResult:
+        """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's."""
+        members = self._members(plan)
+        if any("@" in self.kinds[m] for m in members):
+            self.calibrate(model, plan.job.model, plan.job)
+        paces = self._paces()
+        common = {
+            "plan": plan.to_json(),
+            "members": members,
+            "model": model,
+            "prompt": prompt,
+            "embeds": embeds,
+            "output": output and str(Path(output).absolute()),
+            "trace_latents": trace_latents,
+            "repeats": repeats,
+            "timeout_seconds": TIMEOUT_SECONDS,
+        }
+        load = Load(self.processes)
+        args = [common | {"pace": pace} for pace in paces]
+        results = self._ranks.call("run", args, deadline_seconds=deadline_seconds)
+        foreign = load.foreign_cores()
+        own = [results[member] for member in members]
+        timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in own], own) for i in range(repeats)]
+        ranked = sorted(timelines, key=lambda timeline: timeline.latency_seconds)
+        seconds = tuple(timeline.latency_seconds for timeline in timelines)
+        return RunResult(ranked[len(ranked) // 2], seconds, output, foreign, sum(r["late"] for r in own))
+
+    def _members(self, plan: Plan) -> list[int]:
+        names = [device.name for device in self.cluster.devices]
+        missing = [device for device in plan.devices if device not in names]
+        if missing:
+            raise InputError(f"the plan wants device {missing[0]!r}; this machine's processes are {', '.join(names)} (--devices)")
+        return [names.index(device) for device in plan.devices]
+
+    def _paces(self) -> list[dict[str, Any] | None]:
+        nominal = self.nominal and self.nominal.to_json()
+        return [{"speed": float(k.split("@")[1]), "nominal": nominal} if "@" in k else None for k in self.kinds]
+
+
+def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
+    """One timeline of the timelines that the ranks kept; their clocks were lined up before the first op."""
+    events = [event for timeline in timelines for event in timeline.events]
+    received = {rank: peers for timeline in timelines for rank, peers in timeline.received.items()}
+    memory = tuple(int(result["peak_memory_bytes"]) for result in results)
+    first = timelines[0]
+    return Timeline("measured", first.plan_digest, first.devices, events, received, {"seconds": "measured"}, memory)
+
+
+def measure(
+    cluster: Cluster, model: str, description: Model, job: Job, rows: tuple[int, ...] | None = None, **machine_options: Any
+) -> tuple[Trace, Profile | None]:
+    """Start this machine's processes, time `model` and the links; the trace, and what paced devices were paced by."""
+    rows = rows or _sizes(description.name, job.height, 14, description)
+    with Machine(cluster, **machine_options) as here:
+        return here.measure(model, description.name, job, rows), here.nominal
+
+
+def run(plan: Plan, model: str, cluster: Cluster, *, nominal: Profile | None = None, backend: str = "gloo", **what: Any) -> RunResult:
+    """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`."""
+    with Machine(cluster, backend=backend, nominal=nominal) as here:
+        return here.run(plan, model, **what)
+
+
+def model_directory(name: str) -> str:
+    """The directory of a shipped small model by name; any other string (a directory, a hub id) as it is."""
+    import polyrhythm
+
+    package = Path(polyrhythm.__file__).parent
+    home = package / "_models" if (package / "_models").is_dir() else package.parent / "models"
+    return str(home / name) if (home / name / "model_index.json").is_file() else name
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is, for provenance: cores, processor, kernel, library versions."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    names = ("torch", "diffusers", "numpy", "simpy")
+    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform(), "python": platform.python_version()} | {
+        name: installed(name) for name in names
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        import platform
+
+        return platform.processor()
+
+
+def _sizes(name: str, height: int, count: int, description: Model | None = None) -> tuple[int, ...]:
+    """About `count` band heights in latent rows, denser where small, the whole image among them."""
+    from traces.store import load_model
+
+    model = description or load_model(name)
+    rows, granule = height // model.vae_scale, model.granule
+    wanted = [rows * ((i + 1) / count) ** 1.3 for i in range(count)]
+    return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {rows}))
+
+
+def _slower(table: PartTable, times: float) -> PartTable:
+    return replace(table, seconds=tuple(tuple(times * s for s in line) for line in table.seconds))
+
+
+def _competitor(core: int) -> subprocess.Popen[bytes]:
+    """A process that keeps `core` busy for ever; it dies with us."""
+    code = f"import ctypes, os; ctypes.CDLL(None).prctl(1, 9); os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    return subprocess.Popen([sys.executable, "-c", code])
+

@@ -1,0 +1,206 @@
+"""The executor on real processes: its images, its bytes and its order of ops, on tiny diffusers models over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from exec.denoiser import adapter_for, skeleton
+from exec.models import denoiser, load_pipeline
+from exec.pipeline import parallelize, unparallelize
+from planner.check import check
+from planner.cost import Cost
+from planner.errors import InputError, PlanError
+from planner.job import Job
+from planner.model import Model, Part
+from planner.plan import Plan, received_bytes
+from planner.schemes import SCHEMES
+from polyrhythm.local import Machine
+from sim.run import run as simulate
+from tests import tiny
+from traces.clusters import cluster_from_flags
+
+STEPS = 6
+FAMILIES = ("unet", "mmdit")
+SAMPLERS = {"unet": ("ddim", "euler"), "mmdit": ("flow-euler",)}
+UNEVEN = {2: (20, 12), 3: (16, 4, 12), 4: (4, 12, 8, 8)}
+
+
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return {"unet": tiny.unet_pipeline(root / "unet"), "mmdit": tiny.mmdit_pipeline(root / "mmdit")}
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    with Machine(cluster_from_flags("cpu*4")) as here:
+        yield here
+
+
+@pytest.fixture(scope="session")
+def references(homes: dict[str, Path]) -> dict[tuple[str, str], np.ndarray]:
+    """Latents of the bare diffusers pipeline, one process, nothing of ours in it."""
+    torch.set_num_threads(1)
+    found = {}
+    for family in FAMILIES:
+        for sampler in SAMPLERS[family]:
+            pipe = load_pipeline(str(homes[family]), sampler=sampler)
+            found[family, sampler] = tiny.call(pipe, homes[family], STEPS).numpy()
+    return found
+
+
+def described(home: Path) -> Model:
+    pipe = load_pipeline(str(home))
+    model = skeleton(home.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor)
+    parts = tuple(Part(per_own=1e4) for _ in model.parts)
+    return Model(**{**model.__dict__, "parts": parts})
+
+
+def plan_for(model: Model, scheme: str, ranks: int, sampler: str, **knobs: Any) -> Plan:
+    job = Job(model.name, 32, 32, STEPS, 4.0, sampler, "float32")
+    cluster = cluster_from_flags(f"cpu*{ranks}" if ranks > 1 else "cpu")
+    cluster = type(cluster)(tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in cluster.devices), cluster.links)
+    plan = next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster), **knobs))
+    check(plan, model)
+    return plan
+
+
+def image(machine: Machine, plan: Plan, home: Path, tmp_path: Path) -> tuple[np.ndarray, Any]:
+    output = str(tmp_path / "out.safetensors")
+    result = machine.run(plan, str(home), embeds=str(home / "embeds.safetensors"), output=output)
+    return load_file(output)["latents"], result.timeline
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def exact_plans(family: str) -> list[tuple[str, int, dict[str, Any]]]:
+    """Schemes and layouts that compute everything fresh with strides 1."""
+    plans: list[tuple[str, int, dict[str, Any]]] = [("single", 1, {}), ("cfg", 2, {})]
+    for ranks in (2, 3, 4):
+        plans.append(("distrifusion", ranks, {"mode": "full_sync"}))
+        plans.append(("distrifusion", ranks, {"mode": "full_sync", "rows": UNEVEN[ranks]}))
+    plans.append(("distrifusion", 3, {"mode": "full_sync", "split": (1, 2), "rows": (32, 20, 12)}))
+    plans.append(("distrifusion", 4, {"mode": "full_sync", "split": (2, 2)}))
+    plans.append(("stadi", 2, {"strides": (1, 1), "rows": (20, 12), "warmup": STEPS}))
+    return plans
+
+
+CASES = [
+    pytest.param(family, sampler, *plan, id=f"{family}-{sampler}-{plan[0]}-{plan[1]}-{i}")
+    for family in FAMILIES
+    for sampler in SAMPLERS[family]
+    for i, plan in enumerate(exact_plans(family))
+]
+
+
+@pytest.mark.parametrize(("family", "sampler", "scheme", "ranks", "knobs"), CASES)
+def test_all_fresh_equals_bare_diffusers(
+    family: str,
+    sampler: str,
+    scheme: str,
+    ranks: int,
+    knobs: dict[str, Any],
+    machine: Machine,
+    homes: dict[str, Path],
+    references: dict[tuple[str, str], np.ndarray],
+    tmp_path: Path,
+) -> None:
+    plan = plan_for(described(homes[family]), scheme, ranks, sampler, **knobs)
+    latents, _ = image(machine, plan, homes[family], tmp_path)
+    assert difference(latents, references[family, sampler]) < 1e-5
+
+
+STALE = [
+    ("unet", "distrifusion", 3, {"rows": (16, 4, 12), "warmup": 2, "mode": mode})
+    for mode in ("corrected_async_gn", "stale_gn", "sync_gn", "separate_gn", "no_sync")
+] + [
+    ("mmdit", "distrifusion", 2, {"rows": (20, 12), "warmup": 1}),
+    ("unet", "stadi", 2, {"strides": (1, 2), "warmup": 2}),
+    ("mmdit", "stadi", 3, {"strides": (1, 2, 4), "rows": (16, 10, 6), "warmup": 2}),
+    ("unet", "stadi", 4, {"strides": (1, 2, 1, 2), "split": (2, 2), "warmup": 2}),
+]
+
+
+@pytest.mark.parametrize(("family", "scheme", "ranks", "knobs"), STALE)
+def test_stale_plans_mirror_repeat_and_move_the_planned_bytes(
+    family: str, scheme: str, ranks: int, knobs: dict[str, Any], machine: Machine, homes: dict[str, Path], tmp_path: Path,
+    references: dict[tuple[str, str], np.ndarray],
+) -> None:
+    """Close to the exact image; the same bits again; the ops of the simulator in its order; the bytes of the plan."""
+    model = described(homes[family])
+    plan = plan_for(model, scheme, ranks, SAMPLERS[family][0], **knobs)
+    first, measured = image(machine, plan, homes[family], tmp_path)
+    second, _ = image(machine, plan, homes[family], tmp_path)
+    assert np.array_equal(first, second)
+    assert 1e-7 < difference(first, references[family, SAMPLERS[family][0]]) < 0.2
+    fast = tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in machine.cluster.devices)
+    predicted = simulate(plan, model, type(machine.cluster)(fast, machine.cluster.links))
+    for rank in range(ranks):
+        assert measured.ops(rank) == predicted.ops(rank)
+        planned: dict[int, int] = {}
+        for phase, _, op in plan.walk(rank):
+            for peer, nbytes in received_bytes(model, plan.job, phase, rank, op).items():
+                planned[peer] = planned.get(peer, 0) + nbytes
+        assert measured.received[rank] == planned == predicted.received[rank]
+
+
+def test_same_pipeline_object_and_back(homes: dict[str, Path], references: dict[tuple[str, str], np.ndarray]) -> None:
+    """parallelize keeps object, call, callback and output; unparallelize leaves no trace."""
+    home = homes["unet"]
+    pipe = load_pipeline(str(home))
+    before = {name: set(vars(module)) for name, module in pipe.unet.named_modules()}, set(vars(pipe.scheduler))
+    processors = dict(pipe.unet.attn_processors)
+    steps: list[int] = []
+
+    def note(_pipe: Any, step: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        assert tensors["latents"].shape == (1, 4, 32, 32)
+        return {}
+
+    plan = plan_for(described(home), "single", 1, "ddim")
+    assert parallelize(pipe, plan) is pipe
+    latents = tiny.call(pipe, home, STEPS, callback_on_step_end=note).numpy()
+    assert steps == list(range(STEPS))
+    assert difference(latents, references["unet", "ddim"]) < 1e-5
+    assert unparallelize(pipe) is pipe
+    after = {name: set(vars(module)) - {"_band_adapter"} for name, module in pipe.unet.named_modules()}
+    assert (after, set(vars(pipe.scheduler))) == before
+    assert pipe.unet.attn_processors == processors
+    assert np.array_equal(tiny.call(pipe, home, STEPS).numpy(), references["unet", "ddim"])
+
+
+def test_interrupted_image_leaves_no_state(homes: dict[str, Path], references: dict[tuple[str, str], np.ndarray]) -> None:
+    home = homes["unet"]
+    pipe = parallelize(load_pipeline(str(home)), plan_for(described(home), "single", 1, "ddim"))
+
+    def stop(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.call(pipe, home, STEPS, callback_on_step_end=stop)
+    assert difference(tiny.call(pipe, home, STEPS).numpy(), references["unet", "ddim"]) < 1e-5
+
+
+def test_wrong_calls_are_refused_in_one_sentence(homes: dict[str, Path]) -> None:
+    home = homes["unet"]
+    model = described(home)
+    pipe = parallelize(load_pipeline(str(home)), plan_for(model, "single", 1, "ddim"))
+    with pytest.raises(InputError, match="6 steps"):
+        tiny.call(pipe, home, STEPS + 1)
+    with pytest.raises(InputError, match="guidance_scale"):
+        tiny.call(pipe, home, STEPS, guidance=1.0)
+    with pytest.raises(InputError, match="sampler euler"):
+        parallelize(load_pipeline(str(home)), plan_for(model, "single", 1, "euler"))
+    with pytest.raises(PlanError, match="not initialised"):
+        parallelize(load_pipeline(str(home)), plan_for(model, "cfg", 2, "ddim"))
+    with pytest.raises(PlanError, match="plan anew"):
+        parallelize(load_pipeline(str(homes["mmdit"]), sampler="flow-euler"), plan_for(model, "single", 1, "flow-euler"))
