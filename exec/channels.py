@@ -46,6 +46,7 @@ class Channels:
         timeout = timedelta(seconds=timeout_seconds)
         self.groups = {name: dist.new_group(timeout=timeout) for name in sorted(names)}
         self.staged = dist.get_backend() == "gloo"  # gloo moves host memory only
+        self.device = torch.device("cpu" if self.staged else f"cuda:{torch.cuda.current_device()}")
         self.members: tuple[int, ...] = tuple(range(dist.get_world_size()))
         self.received: Counter[int] = Counter()
         self._turn: Counter[tuple[str, int]] = Counter()

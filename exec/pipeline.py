@@ -78,6 +78,7 @@ class Parallel:
         self.seam = Seam()
         self.clock = clock_for(self.denoiser.device)
         self.timeline: Timeline | None = None
+        self.versions = preflight.versions(self.denoiser)
         self.calls = 0
         self.adapter.install(self.seam)
         original = type(self.denoiser).forward
@@ -186,7 +187,8 @@ class Parallel:
         context = Context(self.model, job, self.rank, self.blank)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
-            preflight.agree(self.channels, self.plan, self.rank, {"plan": self.plan.digest, "start latents": digest} | preflight.versions(self.denoiser))
+            fields = {"plan": self.plan.digest, "start latents (seed)": digest} | self.versions
+            preflight.agree(self.channels, self.plan, self.rank, fields)
         self.clock.start()
         self.seam.begin(run(self.plan, self.rank, context, self.channels, self.clock, self.pace), context)
 

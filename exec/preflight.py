@@ -6,6 +6,7 @@ No objects travel (unpickling a peer's bytes would run its code), only 32 bytes 
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,12 +19,11 @@ from planner.plan import Plan
 
 def versions(denoiser: Any) -> dict[str, str]:
     """Fields that must agree: library versions, the model's configuration and a sample of its weights, dtype."""
-    import diffusers
-
-    weights = [p.detach().flatten()[:64].float().cpu() for p in list(denoiser.parameters())[:: max(1, len(list(denoiser.parameters())) // 8)]]
+    parameters = list(denoiser.parameters())
+    weights = [p.detach().flatten()[:64].float().cpu() for p in parameters[:: max(1, len(parameters) // 8)]]
     return {
         "torch version": torch.__version__,
-        "diffusers version": diffusers.__version__,
+        "diffusers version": version("diffusers"),
         "model configuration": repr(sorted((k, str(v)) for k, v in denoiser.config.items() if not k.startswith("_"))),
         "model weights": hashlib.sha256(torch.cat(weights).numpy().tobytes()).hexdigest(),
         "dtype": str(denoiser.dtype),
@@ -36,7 +36,7 @@ def agree(channels: Channels, plan: Plan, rank: int, fields: dict[str, str]) -> 
     Also lines the ranks up: on return all have arrived.
     """
     table = b"".join(hashlib.sha256(value.encode()).digest() for value in fields.values())
-    own = torch.frombuffer(bytearray(table), dtype=torch.uint8)
+    own = torch.frombuffer(bytearray(table), dtype=torch.uint8).to(channels.device)
     group = tuple(range(plan.ranks))
     channel = sorted(channels.groups)[0]
     op = Gather(Parcel("preflight", ()), group, channel)

@@ -13,6 +13,7 @@ from exec.channels import Channels, Pending
 from exec.clock import Clock
 from exec.context import Context
 from exec.pace import Pace
+from planner.errors import PlanError
 from planner.ops import Compute, Observe, Transfer, Wait, label, name_of
 from planner.plan import Phase, Plan, batch, received_bytes
 from planner.timeline import Event
@@ -48,7 +49,7 @@ def run(plan: Plan, rank: int, context: Context, channels: Channels | None, cloc
 
 def _start(plan: Plan, phase: Phase, rank: int, op: Transfer, context: Context, channels: Channels) -> tuple[Pending, dict]:
     if isinstance(op, Observe):
-        raise NotImplementedError  # pragma: no cover - no scheme observes yet
+        raise PlanError(f"rank {rank}: {label(op, 0)}: no scheme observes anything yet")
     own = {s: context.own[s] for s in op.what.stops}
     outgoing = context.pack(op.what)
     element = plan.job.element_bytes

@@ -63,9 +63,9 @@ def layout(
     split: ranks per branch (in the order of `branches`; their sum is `ranks`), None keeps all branches on every rank.
     rows: heights per rank, None cuts each group evenly. Raises InputError where they do not fit.
     """
-    if split is None:
-        sizes, held = (ranks,), (branches,)
-    else:
+    sizes: tuple[int, ...] = (ranks,)
+    held: tuple[tuple[str, ...], ...] = (branches,)
+    if split is not None:
         if len(branches) < 2:
             raise InputError("guidance 1 leaves one branch; there is nothing to split (use --guidance above 1 or no --split)")
         if len(split) != len(branches) or sum(split) != ranks or min(split) < 1:
@@ -88,7 +88,12 @@ def layout(
 
 
 def bundles(model: Model, kinds: frozenset[str], size: int) -> tuple[Parcel, ...]:
-    """Every `size` consecutive stops of these kinds packed into one parcel, as DistriFusion's comm_checkpoint does."""
+    """Every `size` consecutive stops of these kinds packed into one parcel, as DistriFusion's comm_checkpoint does.
+
+    Raises InputError for a size below 1.
+    """
+    if size < 1:
+        raise InputError(f"bundle must be at least 1 tensor per transfer, not {size}")
     stops = [s for s in model.points if model.stops[s].kind in kinds]
     chunks = [tuple(stops[i : i + size]) for i in range(0, len(stops), size)]
     return tuple(Parcel(f"bundle{i}", chunk) for i, chunk in enumerate(chunks))
@@ -129,6 +134,7 @@ def evaluation(
 
     for s in model.points:
         if s in first:
+            run(s)
             ops.append(Wait(first[s].name))
         if len(group) > 1 and model.stops[s].kind in fresh:
             run(s)

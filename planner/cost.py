@@ -7,6 +7,9 @@ latency plus the bytes that the busiest receiver takes in over the link's rate.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from itertools import accumulate
+from math import isfinite
 from typing import NamedTuple
 
 from planner import plan as plans
@@ -14,7 +17,7 @@ from planner.cluster import Cluster
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Compute, Op, Transfer, Wait, peers
+from planner.ops import Broadcast, Compute, Gather, Observe, Op, Transfer, Wait, peers
 from planner.plan import Phase, Plan
 from planner.profile import Profile, worst
 
@@ -35,29 +38,45 @@ class Cost:
         self.profile = profile or Profile()
         self.height, self.width = model.latent_size(job)
         self.provenance = "measured"
-        self._compute: dict[tuple[str, int, int, int, int], float] = {}
+        self._sums: dict[tuple[str, int, int], list[float]] = {}
+        self._sums_ns: dict[tuple[str, int, int], list[int]] = {}
+        self._transfers: dict[Hashable, TransferCost] = {}
 
     def compute(self, device: str, start: int, stop: int, rows: int, batch: int) -> float:
         """Seconds of parts start..stop on a band of `rows` with `batch` items, on an unloaded turn of the device.
 
         Occupancy declared in the cluster stretches it by 1/(1 - occupancy); what was measured under load is as it is.
         """
-        key = (device, start, stop, rows, batch)
-        if key not in self._compute:
-            self._compute[key] = self._seconds(*key)
-        return self._compute[key]
+        sums = self._running(device, rows, batch)
+        return sums[stop] - sums[start]
 
-    def _seconds(self, name: str, start: int, stop: int, rows: int, batch: int) -> float:
-        device = self.cluster.device(name)
-        table = self.profile.part_table(device.kind, self.model.name, self.height, self.width, self.job.dtype, batch)
-        if table is not None:
-            seconds, said = table.at(start, stop, rows)
-        else:
-            seconds, said = self._datasheet(name, start, stop, rows, batch), "datasheet"
-        self.provenance = worst(self.provenance, said)
-        return seconds / (1 - device.occupancy)
+    def compute_ns(self, device: str, start: int, stop: int, rows: int, batch: int) -> int:
+        """`compute` in whole nanoseconds: a difference of rounded running sums, so cutting finer changes no total."""
+        key = (device, rows, batch)
+        if key not in self._sums_ns:
+            self._sums_ns[key] = [nanoseconds(seconds) for seconds in self._running(*key)]
+        sums = self._sums_ns[key]
+        return sums[stop] - sums[start]
 
-    def _datasheet(self, name: str, start: int, stop: int, rows: int, batch: int) -> float:
+    def _running(self, name: str, rows: int, batch: int) -> list[float]:
+        """Seconds from the entry to every stop; they never fall."""
+        key = (name, rows, batch)
+        if key not in self._sums:
+            device = self.cluster.device(name)
+            size = self.height, self.width
+            table = self.profile.part_table(device.kind, self.model.name, *size, self.job.dtype, batch)
+            if table is None:
+                sums, said = self._datasheet(name, rows, batch), "datasheet"
+            else:
+                found = [table.at(0, stop, rows) for stop in range(len(self.model.stops))]
+                sums, said = [seconds for seconds, _ in found], found[-1][1]
+            if not all(map(isfinite, sums)):
+                raise InputError(f"device {name}: seconds of {self.model.name} in the profile are not all finite; measure anew")
+            self.provenance = worst(self.provenance, said)
+            self._sums[key] = [seconds / (1 - device.occupancy) for seconds in accumulate(sums, max)]
+        return self._sums[key]
+
+    def _datasheet(self, name: str, rows: int, batch: int) -> list[float]:
         device, job = self.cluster.device(name), self.job
         if not device.flops_per_second > 0:
             raise InputError(
@@ -66,26 +85,25 @@ class Cost:
             )
         own, total = rows * self.width, self.height * self.width
         rate, memory = device.flops_per_second * device.efficiency, device.memory_bytes_per_second or float("inf")
-        seconds = 0.0
-        for part in self.model.parts[start:stop]:
+        seconds = [0.0]
+        for part in self.model.parts:
             weights = part.parameters * job.element_bytes / memory
-            seconds += max(batch * part.flops(own, total) / rate, weights) + part.kernels * device.launch_seconds
-        return seconds
+            seconds.append(max(batch * part.flops(own, total) / rate, weights) + part.kernels * device.launch_seconds)
+        return list(accumulate(seconds))
 
     def forward(self, device: str, rows: int, batch: int) -> float:
         """Seconds of one whole step (model, guidance, update) on a band: what elastic tiling balances."""
         return self.compute(device, 0, self.model.latent, rows, batch) if rows else 0.0
 
-    def transfer(self, plan: Plan, phase: Phase, op: Transfer) -> TransferCost:
-        """Seconds of `op`; the link time is that of the slowest receiver."""
-        members = _members(op, plan.ranks)
-        slowest = TransferCost(0.0, 0.0, 0.0)
-        for rank in members:
-            incoming = plans.received_bytes(self.model, self.job, phase, rank, op)
-            if not incoming:
-                continue
-            slowest = max(slowest, self._receive(plan, rank, incoming), key=lambda cost: cost.link)
-        return slowest
+    def transfer(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> TransferCost:
+        """Seconds of `op` as `rank` performs it; the link time is that of the slowest receiver."""
+        sent = plans.sent_bytes(self.model, self.job, phase, op)
+        who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
+        key = (plan.devices, who, sent)
+        if key not in self._transfers:
+            costs = [self._receive(plan, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
+            self._transfers[key] = max(costs, key=lambda cost: cost.link, default=TransferCost(0.0, 0.0, 0.0))
+        return self._transfers[key]
 
     def _receive(self, plan: Plan, rank: int, incoming: dict[int, int]) -> TransferCost:
         links = [self.cluster.link(plan.devices[peer], plan.devices[rank]) for peer in incoming]
@@ -107,8 +125,21 @@ class Cost:
             case Wait():
                 return 0.0
             case _:
-                return self.transfer(plan, phase, op).link
+                return self.transfer(plan, phase, op, rank).link
 
 
-def _members(op: Transfer, ranks: int) -> tuple[int, ...]:
-    return tuple(rank for rank in range(ranks) if peers(op, rank) != ((), ()))
+def _receivers(op: Transfer, rank: int) -> list[tuple[int, tuple[int, ...]]]:
+    """(receiver, sources) of what `op` sets moving where `rank` takes part."""
+    if isinstance(op, Gather | Broadcast | Observe):
+        found = [(r, peers(op, r)[1]) for r in op.group]
+    else:
+        to, sources = peers(op, rank)
+        found = [(rank, sources), *((r, (rank,)) for r in to)]
+    return [(r, sources) for r, sources in found if sources]
+
+
+def nanoseconds(seconds: float) -> int:
+    """Whole nanoseconds, the simulator's unit; InputError for what is no duration (NaN would stop the clock)."""
+    if not (isfinite(seconds) and seconds >= 0):
+        raise InputError(f"{seconds} seconds is not a duration; check the profile and the cluster's numbers")
+    return round(seconds * 1e9)

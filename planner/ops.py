@@ -9,6 +9,7 @@ started is waited for exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -137,6 +138,18 @@ def peers(op: Transfer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         case Gather() | Observe():
             others = tuple(r for r in op.group if r != rank)
             return others, others
+
+
+def meetings(op: Transfer, rank: int) -> tuple[tuple[Hashable, tuple[int, ...]], ...]:
+    """(what, parties) of every meeting that `op` is for `rank`: a collective is one of its group, else one per message.
+
+    Two ops belong together if they name the same meeting; the n-th of one rank meets the n-th of the other.
+    """
+    if isinstance(op, Gather | Broadcast | Observe):
+        return ((op, op.group),)
+    to, sources = peers(op, rank)
+    messages = [(rank, peer) for peer in to] + [(peer, rank) for peer in sources]
+    return tuple(((op.channel, op.what, pair), pair) for pair in messages)
 
 
 def label(op: Op, step: int) -> str:

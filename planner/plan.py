@@ -17,7 +17,7 @@ from planner import ops as words
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Op, Parcel, Recv, Rows, Send, Wait
+from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Op, Parcel, Recv, Rows, Send, Transfer, Wait
 
 SCHEMA_VERSION = 1
 
@@ -156,14 +156,24 @@ def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel) 
     return model.elements(what.stops, phase.rows[rank], width, items) * job.element_bytes
 
 
+def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer) -> tuple[int, ...]:
+    """Bytes that each rank of the phase sends to each of its peers if it performs `op`, whatever its part in it."""
+    ranks = range(len(phase.rows))
+    if isinstance(op, Observe):
+        return (8 * op.numbers,) * len(ranks)  # float64
+    sizes = [(phase.rows[rank].count, len(phase.branches[rank])) for rank in ranks]
+    alike = dict(zip(sizes, ranks, strict=True))
+    nbytes = {size: parcel_bytes(model, job, phase, rank, op.what) for size, rank in alike.items()}
+    return tuple([nbytes[size] for size in sizes])
+
+
 def received_bytes(model: Model, job: Job, phase: Phase, rank: int, op: Op) -> dict[int, int]:
     """Bytes that `rank` receives from each peer when it performs `op` (nothing for Compute and Wait)."""
     if isinstance(op, Compute | Wait):
         return {}
     _, sources = words.peers(op, rank)
-    if isinstance(op, Observe):
-        return {peer: 8 * op.numbers for peer in sources}  # float64
-    return {peer: parcel_bytes(model, job, phase, peer, op.what) for peer in sources}
+    sent = sent_bytes(model, job, phase, op)
+    return {peer: sent[peer] for peer in sources}
 
 
 def sampled_rows(model: Model, phase: Phase, rank: int) -> Rows:

@@ -1,0 +1,6 @@
+"""`python -m polyrhythm` is the console command."""
+
+from polyrhythm.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,527 @@
+"""One function per command of the command line; each returns one frozen record with `to_json()` and prints nothing.
+
+What is wrong is a `PolyrhythmError`, whose `exit_code` is what the command line leaves with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.check import check
+from planner.cluster import Cluster
+from planner.cost import Cost
+from planner.errors import InputError, PolyrhythmError
+from planner.job import Job
+from planner.model import Model
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.schemes import SCHEMES
+from planner.timeline import Timeline
+from planner.volume import Volume, volume
+from polyrhythm import planfile, why
+from sim.run import run as perform
+from traces.hints import did_you_mean, unknown
+from traces.store import load_model
+
+if TYPE_CHECKING:  # these commands only; fitting imports numpy, which takes a while
+    from planner.trace import Trace
+    from polyrhythm.demo import Demo
+    from polyrhythm.health import Health
+    from traces.compare import Comparison
+    from traces.fit import FitReport
+
+SCHEMA_VERSION = 1
+AUTO = "auto"
+TO_RUN = ("torch", "diffusers", "transformers", "safetensors", "PIL")
+SILENT: Callable[[str], None] = lambda text: None  # noqa: E731
+
+
+class UsageError(PolyrhythmError):
+    """Flags or arguments that do not go together."""
+
+    exit_code = 2
+
+
+# Jobs.
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is usually asked of a model: square pictures of so many pixels, sampler, dtype, guidance."""
+
+    pixels: int
+    sampler: str
+    dtype: str
+    guidance: float = 5.0
+
+
+USUAL = {
+    "shapes-unet": Usual(128, "ddim", "float32"),
+    "shapes-mmdit": Usual(128, "flow-euler", "float32"),
+    "sdxl": Usual(1024, "ddim", "float16"),
+    "sd15": Usual(512, "ddim", "float16", 7.5),
+    "sd3-medium": Usual(1024, "flow-euler", "float16", 7.0),
+    "flux-dev": Usual(1024, "flow-euler", "bfloat16", 1.0),  # distilled: one branch
+    "pixart-alpha": Usual(1024, "ddim", "float16", 4.5),
+}
+OF_FAMILY = {
+    "unet": USUAL["sdxl"],
+    "mmdit": USUAL["sd3-medium"],
+    "flux": USUAL["flux-dev"],
+    "pixart": USUAL["pixart-alpha"],
+}
+
+
+def usual(model: Model) -> Usual:
+    """By the model's name, else by its family."""
+    return USUAL.get(model.name) or OF_FAMILY.get(model.family, USUAL["sdxl"])
+
+
+def job(model: str, **given: Any) -> Job:
+    """The job with what is usual for `model` (a name or a path) wherever nothing, or None, is given."""
+    norm = usual(load_model(model))
+    fields: dict[str, Any] = {
+        "height": norm.pixels,
+        "width": norm.pixels,
+        "sampler": norm.sampler,
+        "dtype": norm.dtype,
+        "guidance": norm.guidance,
+    }
+    return Job(model, **fields | {name: value for name, value in given.items() if value is not None})
+
+
+# simulate, run.
+
+
+@dataclass(frozen=True)
+class Performance:
+    """A plan as it was performed, in the simulator or for real. output, seconds (of every repeat): of a run."""
+
+    plan: Plan
+    timeline: Timeline
+    output: str | None = None
+    seconds: tuple[float, ...] = ()
+    foreign_load: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.timeline.source,
+            "latency_seconds": self.timeline.latency_seconds,
+            "plan_digest": self.timeline.plan_digest,
+            "devices": self.timeline.usage(),
+            "provenance": self.timeline.provenance,
+        }
+        if self.seconds:
+            document |= {"repeats_seconds": list(self.seconds), "foreign_load_cores": self.foreign_load}
+        return document | ({"output": self.output} if self.output else {})
+
+
+def simulate(plan: Plan, cluster: Cluster, profile: Profile | None = None) -> Performance:
+    """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown."""
+    return _simulated(plan, load_model(plan.job.model), cluster, profile)
+
+
+def _simulated(plan: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Performance:
+    check(plan, model, cluster)
+    return Performance(plan, perform(plan, model, cluster, profile))
+
+
+def run(
+    plan: Plan,
+    model: str,
+    cluster: Cluster,
+    *,
+    prompt: str | None = None,
+    embeds: str | None = None,
+    output: str | None = None,
+    trace_latents: bool = False,
+    repeats: int = 1,
+    backend: str = "gloo",
+    nominal: Profile | None = None,
+) -> Performance:
+    """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
+
+    nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. Raises InputError without
+    torch, RankFailed, RankStalled, RanksDisagree or NotANumber where the run ends badly.
+    """
+    check(plan, load_model(plan.job.model), cluster)
+    need_torch()
+    from polyrhythm import local
+
+    done = local.run(
+        plan,
+        local.model_directory(model),
+        cluster,
+        nominal=nominal,
+        backend=backend,
+        prompt=prompt,
+        embeds=embeds,
+        output=output,
+        trace_latents=trace_latents,
+        repeats=repeats,
+    )
+    return Performance(plan, done.timeline, done.output, done.seconds, done.foreign_load)
+
+
+def need_torch() -> None:
+    """InputError, one clear sentence, if a library that runs models is not installed. Imports none of them."""
+    for name in TO_RUN:
+        if find_spec(name) is None:
+            raise InputError(f"this command runs models, and {name} is not installed: pip install 'polyrhythm[exec]'")
+
+
+# plan, explain.
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A candidate. predicted_seconds is None where it cannot be done; then `reason` says why."""
+
+    scheme: str
+    knobs: dict[str, Any]
+    predicted_seconds: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A checked plan, its cluster, its simulated timeline and its traffic; `candidates` if `auto` chose it."""
+
+    plan: Plan
+    cluster: Cluster
+    timeline: Timeline
+    volume: Volume
+    candidates: tuple[Alternative, ...] = ()
+
+    @property
+    def predicted_seconds(self) -> float:
+        return self.timeline.latency_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        document = planfile.document(self.plan, self.cluster)
+        document |= {"predicted_seconds": self.predicted_seconds, "provenance": self.timeline.provenance}
+        document["volume"] = self.volume.to_json()
+        return document | ({"candidates": [asdict(c) for c in self.candidates]} if self.candidates else {})
+
+
+def plan(cluster: Cluster, job: Job, scheme: str = AUTO, profile: Profile | None = None, **knobs: Any) -> Planned:
+    """The plan of one scheme with its knobs, or under `auto` the candidate that is simulated fastest.
+
+    With `auto` a knob goes to every scheme that takes it. Raises UsageError for a knob that is not taken, InputError
+    and Infeasible where scheme, job and cluster do not fit, PlanError if the plan must not run.
+    """
+    model = load_model(job.model)
+    if scheme == AUTO:
+        return _fastest(model, job, cluster, profile, knobs)
+    return _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
+
+
+def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = None, **knobs: Any) -> Plan:
+    """The plan of one scheme without a prediction, so nothing need be known of devices unless the scheme asks.
+
+    Raises as `plan` does, but for costs.
+    """
+    model = load_model(job.model)
+    made = _made(scheme, knobs, model, job, cluster, profile)
+    check(made, model, cluster)
+    return made
+
+
+def load_planned(path: Path | str, cluster: Cluster | None = None, profile: Profile | None = None) -> Planned:
+    """A plan file, checked and simulated on `cluster`, by default the one in the file."""
+    found, cluster = load_plan(path, cluster)
+    return _priced(found, load_model(found.job.model), cluster, profile)
+
+
+def load_plan(path: Path | str, cluster: Cluster | None = None) -> tuple[Plan, Cluster]:
+    """A plan file and `cluster`, by default the one in the file; UsageError if neither says what the devices are."""
+    found, its_own = planfile.load(path)
+    cluster = cluster or its_own
+    if cluster is None:
+        names = ", ".join(found.devices)
+        raise UsageError(f"{path} does not say what {names} are; give --cluster, or --devices and --link")
+    return found, cluster
+
+
+def save_planned(path: Path | str, planned: Planned) -> None:
+    planfile.save(path, planned.plan, planned.cluster)
+
+
+def knobs_of(scheme: str) -> dict[str, Any]:
+    """The scheme's knobs and their defaults: its keyword-only arguments."""
+    parameters = inspect.signature(SCHEMES[scheme]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_knobs(given: dict[str, Any], taken: dict[str, Any], who: str) -> None:
+    """UsageError for the first knob that `who` does not take."""
+    for name in given:
+        if name not in taken:
+            takes = f"it takes {', '.join(taken)}" if taken else "it takes no knobs"
+            raise UsageError(f"{who} does not take {name!r}{did_you_mean(name, taken)} ({takes})")
+
+
+def _made(
+    scheme: str, knobs: dict[str, Any], model: Model, job: Job, cluster: Cluster, profile: Profile | None
+) -> Plan:
+    if scheme not in SCHEMES:
+        raise InputError(unknown("scheme", scheme, [AUTO, *SCHEMES]))
+    check_knobs(knobs, knobs_of(scheme), f"scheme {scheme}")
+    return next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster, profile), **knobs))
+
+
+def _priced(made: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Planned:
+    return Planned(made, cluster, _simulated(made, model, cluster, profile).timeline, volume(made, model))
+
+
+def _fastest(model: Model, job: Job, cluster: Cluster, profile: Profile | None, knobs: dict[str, Any]) -> Planned:
+    check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
+    tried = [_try(*candidate, model, job, cluster, profile) for candidate in _candidates(job, cluster, knobs)]
+    asked = [result for alternative, result in tried if alternative.knobs or not knobs]
+    # A knob that nobody could honour must not end in a plan without it.
+    if not any(isinstance(result, Planned) for result in asked):
+        raise next(result for result in asked if isinstance(result, PolyrhythmError))
+    done = [result for _, result in tried if isinstance(result, Planned)]
+    best = min(done, key=lambda planned: planned.predicted_seconds)
+    return replace(best, candidates=tuple(alternative for alternative, _ in tried))
+
+
+def _candidates(job: Job, cluster: Cluster, knobs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Schemes, each with the knobs it takes; those that can divide the guidance branches among groups also do that."""
+    half, odd = divmod(len(cluster.devices), 2)
+    for scheme in SCHEMES:
+        taken = knobs_of(scheme)
+        own = {name: value for name, value in knobs.items() if name in taken}
+        yield scheme, own
+        if "split" in taken and "split" not in own and len(job.branches) == 2 and half >= 2 and not odd:
+            yield scheme, own | {"split": (half, half)}
+
+
+def _try(
+    scheme: str, knobs: dict[str, Any], model: Model, job: Job, cluster: Cluster, profile: Profile | None
+) -> tuple[Alternative, Planned | PolyrhythmError]:
+    try:
+        planned = _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
+    except PolyrhythmError as error:
+        return Alternative(scheme, knobs, None, str(error)), error
+    return Alternative(scheme, knobs, planned.predicted_seconds), planned
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a plan takes as long as it does.
+
+    limit: one sentence; ranks: what each spends its time on; perfect_split_seconds: the work of one device alone,
+    divided without loss; free_transfers_seconds: the same plan if no transfer took any time; alternatives: the schemes
+    compared.
+    """
+
+    planned: Planned
+    limit: str
+    ranks: tuple[why.Share, ...]
+    perfect_split_seconds: float
+    free_transfers_seconds: float
+    alternatives: tuple[Alternative, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "scheme": self.planned.plan.scheme,
+            "plan_digest": self.planned.plan.digest,
+            "predicted_seconds": self.planned.predicted_seconds,
+            "provenance": self.planned.timeline.provenance,
+            "limit": self.limit,
+            "ranks": [asdict(rank) for rank in self.ranks],
+            "perfect_split_seconds": self.perfect_split_seconds,
+            "free_transfers_seconds": self.free_transfers_seconds,
+            "alternatives": [asdict(alternative) for alternative in self.alternatives],
+        }
+
+
+def explain(planned: Planned, profile: Profile | None = None) -> Explanation:
+    """What limits the plan, and how the other schemes would do on the same cluster and job."""
+    made, cluster = planned.plan, planned.cluster
+    model = load_model(made.job.model)
+    cost = Cost(model, made.job, cluster, profile)
+    free = perform(made, model, _free(cluster), profile and replace(profile, messages=()))
+    tried = (_try(*candidate, model, made.job, cluster, profile) for candidate in _candidates(made.job, cluster, {}))
+    ranks = why.shares(planned.timeline)
+    return Explanation(
+        planned=planned,
+        limit=why.limit(ranks),
+        ranks=ranks,
+        perfect_split_seconds=why.perfect_split_seconds(cost, made.job.steps),
+        free_transfers_seconds=free.latency_seconds,
+        alternatives=planned.candidates or tuple(alternative for alternative, _ in tried),
+    )
+
+
+def _free(cluster: Cluster) -> Cluster:
+    """The cluster with links that take no time."""
+    links = tuple((a, b, replace(link, bytes_per_second=1e30, latency_seconds=0.0)) for a, b, link in cluster.links)
+    return Cluster(cluster.devices, links)
+
+
+# measure, fit, compare.
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Samples of this machine; nominal: what paced devices were paced by; path: where they were written."""
+
+    trace: Trace
+    nominal: Profile | None = None
+    path: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"part_samples": len(self.trace.parts), "message_samples": len(self.trace.messages)}
+        return {"schema_version": SCHEMA_VERSION, "path": self.path} | counts | {"meta": self.trace.meta}
+
+
+def measure(
+    cluster: Cluster,
+    job: Job,
+    rows: tuple[int, ...] | None = None,
+    *,
+    backend: str = "gloo",
+    progress: Callable[[str], None] = SILENT,
+) -> Measured:
+    """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
+
+    rows: band heights in latent rows, by default about 14 of them. Raises InputError without torch.
+    """
+    need_torch()
+    from polyrhythm import local
+
+    directory = local.model_directory(job.model)
+    return Measured(
+        *local.measure(cluster, directory, load_model(job.model), job, rows, backend=backend, progress=progress)
+    )
+
+
+def save_measured(directory: Path | str, measured: Measured) -> Measured:
+    """Write a trace directory, in which `nominal.json` is for `run --nominal`."""
+    from traces.store import save_profile, save_trace
+
+    if measured.nominal is not None:
+        save_profile(Path(directory) / "nominal.json", measured.nominal)
+    save_trace(directory, measured.trace)
+    return replace(measured, path=str(directory))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A profile and how well each of its tables predicts sizes that it did not see."""
+
+    profile: Profile
+    report: FitReport
+    path: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        about = {key: value for key, value in self.profile.about.items() if key != "fit"}
+        return {"schema_version": SCHEMA_VERSION, "path": self.path, "tables": self.report.to_json(), "about": about}
+
+
+def fit(trace: Trace) -> Fitted:
+    """A profile of everything in the trace; InputError if it is empty or does not belong together."""
+    from traces.fit import fit as fitted
+    from traces.fit import report
+
+    profile = fitted(trace)
+    return Fitted(profile, report(profile))
+
+
+def compare(predicted: Timeline, measured: Timeline) -> Comparison:
+    """Where two timelines of one plan differ; InputError names the first op that is not the same in both."""
+    from traces.compare import compare as compared
+
+    return compared(predicted, measured)
+
+
+# catalog, doctor, demo.
+
+SECTIONS = ("devices", "links", "models", "schemes")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Entries by section; every entry has a `name`, and numbers have their source beside them."""
+
+    sections: dict[str, tuple[dict[str, Any], ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION} | {name: list(entries) for name, entries in self.sections.items()}
+
+
+def catalog(section: str | None = None, name: str | None = None) -> Catalog:
+    """All we know, one section of it, or one entry; InputError with the nearest names for one that is not there."""
+    if section is not None and section not in SECTIONS:
+        raise InputError(unknown("section", section, SECTIONS))
+    sections = {s: _entries(s) for s in SECTIONS if section in (None, s)}
+    if name is None:
+        return Catalog(sections)
+    found = {s: tuple(e for e in entries if e["name"] == name) for s, entries in sections.items()}
+    if not any(found.values()):
+        known = [e["name"] for entries in sections.values() for e in entries]
+        raise InputError(unknown(section.rstrip("s") if section else "name", name, known))
+    return Catalog({s: entries for s, entries in found.items() if entries})
+
+
+def _entries(section: str) -> tuple[dict[str, Any], ...]:
+    from traces import catalogue, store
+
+    if section == "models":
+        return tuple(_model_entry(store.load_model(name)) for name in store.model_names())
+    if section == "schemes":
+        return tuple(_scheme_entry(name) for name in SCHEMES)
+    entries = catalogue.device_entries() if section == "devices" else catalogue.link_entries()
+    return tuple({"name": name} | entry for name, entry in entries.items())
+
+
+def _model_entry(model: Model) -> dict[str, Any]:
+    """The description in numbers; flops of one forward of one item at the usual size."""
+    norm = usual(model)
+    side = norm.pixels // model.vae_scale
+    return {
+        "name": model.name,
+        "family": model.family,
+        "parameters": model.parameters,
+        "height": norm.pixels,
+        "width": norm.pixels,
+        "flops_per_forward": model.flops(0, model.noise, side, side, side),
+        "sampler": norm.sampler,
+        "dtype": norm.dtype,
+        "guidance": norm.guidance,
+        "rows_multiple_of": model.granule,
+        "pixels_multiple_of": model.granule * model.vae_scale,
+        "stops": len(model.stops),
+        "source": model.source,
+    }
+
+
+def _scheme_entry(name: str) -> dict[str, Any]:
+    """Knobs with their defaults, and the first line of the scheme's module, which cites its paper."""
+    module = inspect.getmodule(SCHEMES[name])
+    idea = (inspect.getdoc(module) or "").split("\n")[0]
+    return {"name": name, "idea": idea, "knobs": knobs_of(name)}
+
+
+def doctor() -> Health:
+    """Is this machine fit?"""
+    from polyrhythm.health import examine
+
+    return examine()
+
+
+def demo(models: tuple[str, ...] = (), **options: Any) -> Demo:
+    """The whole walk on this machine; options as `polyrhythm.demo.demo` takes them."""
+    need_torch()
+    from polyrhythm.demo import demo as walk
+
+    return walk(models, **options) if models else walk(**options)

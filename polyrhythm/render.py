@@ -1,0 +1,328 @@
+"""Two ways to show a result: one JSON document for programs, tables for people. Only results go to stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from traces.files import format_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from polyrhythm.api import Alternative, Catalog, Explanation, Fitted, Measured, Performance, Planned
+    from polyrhythm.demo import Demo
+    from polyrhythm.health import Health
+    from traces.compare import Comparison
+
+WIDTH = 120  # where the output is not a terminal
+DASH = "-"
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print the result to stdout."""
+    if as_json:
+        print(format_json(result.to_json()), end="")
+        return
+    _PEOPLE[type(result).__name__](result, _console())
+
+
+def complain(exit_code: int, message: str, as_json: bool) -> None:
+    """One clear sentence to stderr; with `as_json` also a document to stdout."""
+    if as_json:
+        print(format_json({"schema_version": 1, "error": {"exit_code": exit_code, "message": message}}), end="")
+    print(f"polyrhythm: {message}", file=sys.stderr)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is going on: a spinner on a terminal, elsewhere a line per message given to the callback."""
+    if not sys.stderr.isatty():
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+        return
+    with _console(stderr=True).status(what) as status:
+        yield lambda text: status.update(text)
+
+
+def seconds(value: float | None) -> str:
+    """`1.234 s`, `12.34 ms`, `5.6 us`: four digits or so."""
+    if value is None:
+        return DASH
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value / 1e-6:.3g} us"
+
+
+def nbytes(value: float) -> str:
+    """In SI units: `1.583 GB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.0f} B"
+
+
+def share(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1%}"
+
+
+def _console(stderr: bool = False) -> Console:
+    """Colours and width as the terminal wants them; rich itself honours NO_COLOR."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else WIDTH)
+
+
+def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under a title; columns in which every cell begins like a number stand to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
+    for i, column in enumerate(columns):
+        numeric = i > 0 and bool(column) and all(row[i][:1].isdigit() or row[i][:1] in ("-", "+") for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    if title:
+        print(f"\n{title}")
+    console.print(table)
+
+
+def _plan(result: Planned, console: Console) -> None:
+    plan = result.plan
+    print(plan.grid())
+    usage = result.timeline.usage()
+    rows = [
+        (
+            device,
+            plan.phases[-1].rows[rank],
+            "+".join(plan.phases[-1].branches[rank]),
+            plan.phases[-1].strides[rank],
+            seconds(usage[rank]["busy_seconds"]),
+            seconds(usage[rank]["waiting_seconds"]),
+            nbytes(result.volume.steady_step_received_bytes[rank]),
+            nbytes(result.volume.received_bytes[rank]),
+        )
+        for rank, device in enumerate(plan.devices)
+    ]
+    columns = ("device", "rows", "branches", "stride", "busy", "waiting", "received per step", "received")
+    _table(console, "", columns, rows)
+    _predicted(result)
+    if result.candidates:
+        _alternatives("auto: the fastest of these by simulation (fidelity is not weighed)", result.candidates, console)
+
+
+def _predicted(result: Planned) -> None:
+    said = _said(result.timeline.provenance)
+    print(f"{result.plan.scheme}: predicted {seconds(result.predicted_seconds)} ({said})")
+
+
+def _alternatives(title: str, alternatives: Iterable[Alternative], console: Console) -> None:
+    ranked = sorted(alternatives, key=lambda a: (a.predicted_seconds is None, a.predicted_seconds))
+    rows = [(_named(a), seconds(a.predicted_seconds), a.reason.split("\n")[0]) for a in ranked]
+    _table(console, title, ("scheme", "predicted", "why not"), rows)
+
+
+def _named(alternative: Alternative) -> str:
+    knobs = [f"{name} {_value(value)}" for name, value in alternative.knobs.items()]
+    return " ".join([alternative.scheme, *knobs])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _said(provenance: dict[str, Any]) -> str:
+    return f"seconds from: {provenance.get('seconds', 'unknown')}"
+
+
+def _explanation(result: Explanation, console: Console) -> None:
+    _predicted(result.planned)
+    print(f"limited by {result.limit}")
+    rows = [(r.name, share(r.busy), share(r.partners), share(r.transfers)) for r in result.ranks]
+    _table(console, "", ("device", "busy", "waits for partners", "waits for bytes"), rows)
+    print(f"if transfers took no time: {seconds(result.free_transfers_seconds)}")
+    print(f"one device's work divided without loss: {seconds(result.perfect_split_seconds)}")
+    _alternatives("alternatives, by simulation", result.alternatives, console)
+
+
+def _performance(result: Performance, console: Console) -> None:
+    timeline = result.timeline
+    rows = [
+        (
+            device["name"],
+            seconds(device["busy_seconds"]),
+            seconds(device["waiting_seconds"]),
+            nbytes(device["sent_bytes"]),
+            nbytes(device["received_bytes"]),
+            nbytes(device["peak_memory_bytes"]) if device["peak_memory_bytes"] else DASH,
+        )
+        for device in timeline.usage()
+    ]
+    _table(console, "", ("device", "busy", "waiting", "sent", "received", "peak memory"), rows)
+    print(f"{timeline.source} latency: {seconds(timeline.latency_seconds)} ({_said(timeline.provenance)})")
+    print(f"plan {timeline.plan_digest[:12]} ({result.plan.scheme})")
+    if len(result.seconds) > 1:
+        print(f"repeats: {', '.join(map(seconds, result.seconds))}")
+    if result.foreign_load:
+        print(f"others kept {result.foreign_load:.2f} cores busy meanwhile")
+    if result.output:
+        print(f"wrote {result.output}")
+
+
+def _catalog(result: Catalog, console: Console) -> None:
+    whole = result.sections
+    if len(whole) == 1 and all(len(entries) == 1 for entries in whole.values()):
+        ((entry,),) = whole.values()
+        _table(console, "", ("", ""), [(key, _value_or_dict(value)) for key, value in entry.items()])
+        return
+    for section, entries in whole.items():
+        columns, row = _SECTIONS[section]
+        _table(console, section, columns, [row(entry) for entry in entries])
+
+
+def _value_or_dict(value: Any) -> str:
+    return ", ".join(f"{k}={_value(v)}" for k, v in value.items()) if isinstance(value, dict) else _value(value)
+
+
+def _number(value: float | None, unit: float, text: str) -> str:
+    return DASH if value is None else f"{value / unit:.4g} {text}"
+
+
+_SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
+    "devices": (
+        ("name", "peak", "memory", "memory rate", "power", "slot", "confidence"),
+        lambda e: (
+            e["name"],
+            _number(e.get("flops_per_second"), 1e12, "TFLOP/s"),
+            _number(e.get("memory_gib"), 1, "GiB"),
+            _number(e.get("memory_bytes_per_second"), 1e9, "GB/s"),
+            _number(e.get("power_watts"), 1, "W"),
+            e.get("peer_link") or e.get("host_link") or DASH,
+            e.get("confidence", DASH),
+        ),
+    ),
+    "links": (
+        ("name", "rate", "latency", "nominal", "confidence"),
+        lambda e: (
+            e["name"],
+            _number(e.get("bytes_per_second"), 1e9, "GB/s"),
+            seconds(e.get("latency_seconds")),
+            _number(e.get("spec_bytes_per_second"), 1e9, "GB/s"),
+            e.get("confidence", DASH),
+        ),
+    ),
+    "models": (
+        ("name", "family", "parameters", "usual size", "per forward", "sampler", "dtype", "multiples of"),
+        lambda e: (
+            e["name"],
+            e["family"],
+            f"{e['parameters'] / 1e6:,.1f} M",
+            f"{e['height']}x{e['width']}",
+            f"{e['flops_per_forward'] / 1e12:.4g} TFLOP",
+            e["sampler"],
+            e["dtype"],
+            f"{e['pixels_multiple_of']} px",
+        ),
+    ),
+    "schemes": (
+        ("name", "idea", "knobs"),
+        lambda e: (e["name"], e["idea"], ", ".join(e["knobs"]) or DASH),
+    ),
+}
+
+
+def _health(result: Health, console: Console) -> None:
+    rows = [(check.status, check.name, check.found, check.remedy) for check in result.checks]
+    _table(console, "", ("", "what", "found", "what to do"), rows)
+    print("fit" if result.fit else "not fit: see the lines that say fail")
+
+
+def _measured(result: Measured, console: Console) -> None:
+    print(f"{len(result.trace.parts)} forwards and {len(result.trace.messages)} transfers timed")
+    if foreign := result.trace.meta.get("foreign_load"):
+        print(f"others kept {foreign:.2f} cores busy meanwhile")
+    if result.path:
+        print(f"wrote {result.path}; next: polyrhythm fit {result.path} -o profile.json")
+
+
+def _fitted(result: Fitted, console: Console) -> None:
+    rows = [(r.what, r.sizes, r.smallest, r.largest, r.repeats, share(r.error)) for r in result.report.rows]
+    _table(console, "", ("table", "sizes", "from", "to", "repeats", "held-out error"), rows)
+    for row in result.report.rows:
+        for warning in row.warnings:
+            print(f"warning: {row.what}: {warning}")
+    if result.path:
+        print(f"wrote {result.path}")
+
+
+def _comparison(result: Comparison, console: Console) -> None:
+    both = f"predicted {seconds(result.predicted_seconds)}, measured {seconds(result.measured_seconds)}"
+    print(f"{both}: {result.error:+.1%}")
+    if not result.same_plan:
+        print("note: the two carry different plan digests")
+    rows = [
+        (
+            rank.device,
+            seconds(rank.predicted_compute_seconds),
+            seconds(rank.measured_compute_seconds),
+            seconds(rank.predicted_waiting_seconds),
+            seconds(rank.measured_waiting_seconds),
+        )
+        for rank in result.ranks
+    ]
+    columns = ("device", "compute predicted", "measured", "waiting predicted", "measured")
+    _table(console, "", columns, rows)
+    kinds = [
+        (kind.rank, kind.kind, kind.count, seconds(kind.predicted_seconds), seconds(kind.measured_seconds))
+        for kind in result.kinds
+    ]
+    _table(console, "where they differ most", ("rank", "op", "count", "predicted", "measured"), kinds)
+    why = result.attribution
+    print(
+        f"of the difference, on rank {why.rank}: compute {seconds(why.compute_seconds)}, "
+        f"waiting {seconds(why.waiting_seconds)}, other {seconds(why.other_seconds)}"
+    )
+
+
+def _demo(result: Demo, console: Console) -> None:
+    rows = [
+        (
+            row.scheme,
+            row.model,
+            seconds(row.predicted_seconds),
+            seconds(row.measured_seconds),
+            f"{row.error:+.1%}",
+            DASH if row.psnr_db is None else f"{row.psnr_db:.1f} dB",
+            nbytes(row.planned_bytes),
+            nbytes(row.moved_bytes),
+            _value(row.rows),
+            _value(row.strides),
+            f"{row.foreign_load:.2f}",
+        )
+        for row in result.rows
+    ]
+    numbers = ("predicted", "measured", "error", "PSNR", "planned", "moved", "rows", "strides", "foreign")
+    _table(console, "", ("scheme", "model", *numbers), rows)
+    print(f"{result.seconds:.0f} s in all; wrote {', '.join(result.files)}")
+
+
+_PEOPLE: dict[str, Callable[[Any, Console], None]] = {
+    "Planned": _plan,
+    "Explanation": _explanation,
+    "Performance": _performance,
+    "Catalog": _catalog,
+    "Health": _health,
+    "Measured": _measured,
+    "Fitted": _fitted,
+    "Comparison": _comparison,
+    "Demo": _demo,
+}

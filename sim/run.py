@@ -1,0 +1,154 @@
+"""run(plan, ...) -> Timeline: the simulator's interpreter, the mirror image of `exec/run.py`.
+
+One SimPy process per rank walks the plan, in integer nanoseconds. A rank's own time (`now`) runs ahead of the clock
+while it computes and starts transfers, because nothing can interrupt that; it meets the clock again where it waits for
+others. Nothing here depends on the host's clock.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+
+import simpy
+
+from planner.cluster import Cluster
+from planner.cost import Cost
+from planner.errors import PlanError
+from planner.model import Model
+from planner.ops import Compute, Wait
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.timeline import Event, Timeline
+from sim.channels import Channels, Turn
+from sim.clock import Clock
+from sim.load import Speed
+from sim.prices import Prices
+
+Load = Mapping[str, Sequence[tuple[float, float]]]
+Row = tuple[int, str, str, int, int, int, int, int]  # the fields of an Event, which is slower to make
+Waiting = dict[int, tuple[int, Turn]]  # rank: grid step and transfer of its latest Wait
+
+_UNFINISHED: Row = (-1, "", "", 0, 0, 0, 0, 0)
+
+
+def run(
+    plan: Plan,
+    model: Model,
+    cluster: Cluster,
+    profile: Profile | None = None,
+    *,
+    load: Load | None = None,
+    cost: Cost | None = None,
+) -> Timeline:
+    """What happens when `plan` is performed on `cluster`.
+
+    load: {device: [(seconds, occupancy), ...]}, other people's work from each time on, added to the declared occupancy.
+    cost: in place of the one made of model, cluster and profile. Raises PlanError for a deadlock (it says who waits for
+    whom) and for a transfer without its Wait or the reverse; InputError where cost or load is unusable.
+    """
+    cost = cost or Cost(model, plan.job, cluster, profile)
+    with _collector_paused():
+        prices = Prices(plan, model, cost)
+        speeds = [Speed(cluster.device(name).occupancy, (load or {}).get(name, ())) for name in plan.devices]
+        rows = _simulate(plan, prices, speeds)
+        events = list(map(partial(tuple.__new__, Event), rows))
+    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, {"seconds": cost.provenance})
+
+
+def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> Iterator[Row]:
+    """Perform all ranks; the rows of rank 0, then of rank 1, ..."""
+    clock, waiting = Clock(), Waiting()
+    channels = Channels(clock, plan.ranks)
+    ranks = [clock.process(_perform(plan, r, prices, speeds[r], channels, waiting)) for r in range(plan.ranks)]
+    finished = clock.all_of(ranks)
+    try:
+        clock.run(until=finished)
+    except RuntimeError as error:
+        if finished.triggered:
+            raise
+        stuck = {rank: waiting[rank] for rank, process in enumerate(ranks) if process.is_alive}
+        raise PlanError(_deadlock(stuck)) from error
+    return chain.from_iterable(process.value or () for process in ranks)
+
+
+def _perform(
+    plan: Plan, rank: int, prices: Prices, speed: Speed, channels: Channels, waiting: Waiting
+) -> Generator[simpy.Event, None, list[Row]]:
+    """Perform `rank`'s ops of `plan`; returns the rows of its events."""
+    log: list[Row] = []
+    pending: dict[str, deque[Turn]] = defaultdict(deque)
+    now = 0
+    for (_, base, op), price in zip(plan.walk(rank), prices.walk(rank), strict=True):
+        begin = now
+        match op:
+            case Compute():
+                now += speed.takes(now, price.own_ns)
+                step = base + op.step
+                log.append((rank, "compute", f"{price.label}{step}", step, begin, now, 0, 0))
+            case Wait():
+                turn = _oldest(pending, op, rank, base)
+                waiting[rank] = base, turn
+                yield from turn.meetings
+                if turn.end_ns > now:
+                    now = turn.end_ns
+                if turn.price.hidden_ns:
+                    now += speed.takes(now, _hidden(turn, begin))
+                log.append((rank, "wait", price.label, base, begin, now, 0, 0))
+                log[turn.slot] = turn.row()
+            case _:
+                now += speed.takes(now, price.own_ns)
+                pending[price.name].append(channels.start(rank, base, price, begin, now, len(log)))
+                log.append(_UNFINISHED)
+    for name, turns in pending.items():
+        if turns:
+            raise PlanError(f"rank {rank} never waits for {name!r}, which it started in step {turns[0].step}")
+    return log
+
+
+def _oldest(pending: dict[str, deque[Turn]], op: Wait, rank: int, step: int) -> Turn:
+    turns = pending[op.name]
+    if not turns:
+        raise PlanError(f"rank {rank} waits in step {step} for {op.name!r}, of which nothing is in flight")
+    return turns.popleft()
+
+
+def _hidden(turn: Turn, begin: int) -> int:
+    """What a transfer still costs its rank: the more, the more of it went on behind compute before the wait began."""
+    span = max(turn.end_ns - turn.start_ns, 1)
+    behind = max(0, min(begin - turn.start_ns, span))
+    return (turn.price.hidden_ns * behind + span // 2) // span
+
+
+def _deadlock(stuck: Waiting) -> str:
+    """Who waits for whom."""
+    lines = ["deadlock: nothing more can happen, but"]
+    for rank, (step, turn) in stuck.items():
+        head = turn.lane[0]
+        absent = {r for meeting in head.meetings for r in meeting.parties if r not in [t.rank for t in meeting.turns]}
+        gone = sorted(absent - set(stuck))
+        line = f"rank {rank} waits in step {step} for `{turn.price.label}` on channel {turn.price.channel}"
+        line += "" if head is turn else f", which is behind `{head.price.label}` on its lane"
+        line += f", which needs rank {_listed(absent)}" + (f" (rank {_listed(gone)} has finished)" if gone else "")
+        lines.append(line)
+    return "\n  ".join(lines)
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Many small objects that last and no cycles: collecting would cost a tenth of the time and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
