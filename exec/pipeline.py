@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from exec import preflight, sampler
@@ -97,6 +98,8 @@ class Parallel:
     def _check(self, plan: Plan) -> None:
         if not 0 <= self.rank < plan.ranks:
             raise PlanError(f"rank {self.rank}: the plan has ranks 0 to {plan.ranks - 1}")
+        if self.adapter.family == "flux":
+            raise InputError("FLUX pipelines pack their latents into tokens, which cannot be cut in bands yet; plan and simulate work")
         kind = sampler.kind_of(self.scheduler)
         if kind != plan.job.sampler:
             raise InputError(f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler")
@@ -149,8 +152,11 @@ class Parallel:
         self.seam.full = pick(sample)
         band = self.seam.full[:, :, rows.start : rows.stop]
         out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
-        self.seam.at(self.model.noise, out[:, : self.model.stops[self.model.noise].channels])
-        return self.seam.context.noise()
+        channels = self.model.stops[self.model.noise].channels
+        self.seam.at(self.model.noise, out[:, :channels])
+        noise = self.seam.context.noise()
+        # PixArt also predicts variances, which its pipeline throws away: they do not travel.
+        return noise if out.shape[1] == channels else F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels))
 
     def _step(self, original: Any, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's scheduler step: own rows (or all) from sigma[i] to sigma[i + stride]; then latents are shared."""

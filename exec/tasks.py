@@ -115,9 +115,10 @@ def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tens
     picture = _decode(pipe, latents)
     partial = f"{output}.part"
     if output.endswith(".png"):
-        from diffusers.image_processor import VaeImageProcessor
+        from PIL import Image
 
-        VaeImageProcessor.numpy_to_pil(picture.permute(0, 2, 3, 1).numpy())[0].save(partial, format="png")
+        pixels = (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(partial, format="png")
     else:
         tensors = {"latents": latents.float().cpu().contiguous(), "images": picture.contiguous()}
         tensors |= {f"latents.{i:03d}": t.contiguous() for i, t in enumerate(traced)}
