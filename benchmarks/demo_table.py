@@ -20,7 +20,11 @@ from polyrhythm.demo import Demo, Row, demo
 
 PROMISED = {"stadi both": 0.45, "elastic": 0.28}
 # Compute alone, no fixed cost, 64 rows, 50 steps of which 4 synchronous, speeds (1, 0.5).
-IDEAL = {"elastic": 1 - 44 / 64, "stadi temporal": 1 - (4 * 64 + 46 * 32) / (50 * 64), "stadi both": 1 - (3 * 44 + 64 + 46 * 32) / (50 * 64)}
+IDEAL = {
+    "elastic": 1 - 44 / 64,
+    "stadi temporal": 1 - (4 * 64 + 46 * 32) / (50 * 64),
+    "stadi both": 1 - (3 * 44 + 64 + 46 * 32) / (50 * 64),
+}
 MEDIAN_ERROR, LARGEST_ERROR, CFG = 0.05, 0.12, 1.9
 
 
@@ -42,7 +46,8 @@ def main() -> int:
 
 def show(unequal: Demo, equal: Demo) -> bool:
     """Print everything; whether something promised was missed."""
-    print(f"{'model':13} {'scheme':17} {'predicted':>9} {'measured':>9} {'error':>7} {'psnr dB':>8} {'planned B':>11} {'moved B':>11} {'foreign':>7}")
+    heads = ("predicted", "measured", "error", "psnr dB", "planned B", "moved B", "foreign")
+    print(f"{'model':13} {'scheme':17}", *(f"{h:>{w}}" for h, w in zip(heads, (9, 9, 7, 8, 11, 11, 7))))
     for row in unequal.rows + equal.rows:
         psnr = "" if row.psnr_db is None else f"{row.psnr_db:.1f}"
         print(
@@ -51,14 +56,18 @@ def show(unequal: Demo, equal: Demo) -> bool:
         )
     errors = [abs(row.error) for row in unequal.rows]
     missed = statistics.median(errors) > MEDIAN_ERROR or max(errors) > LARGEST_ERROR
-    print(f"prediction error: median {statistics.median(errors):.1%} (at most {MEDIAN_ERROR:.0%}), largest {max(errors):.1%} (at most {LARGEST_ERROR:.0%})")
+    median, largest = statistics.median(errors), max(errors)
+    print(f"prediction error: median {median:.1%} (at most {MEDIAN_ERROR:.0%}), largest {largest:.1%} (at most {LARGEST_ERROR:.0%})")
     for model in dict.fromkeys(row.model for row in unequal.rows):
         time = seconds(unequal.rows, model)
         for scheme, ideal in IDEAL.items():
             gain = 1 - time[scheme] / time["equal patches"]
             promised = PROMISED.get(scheme)
             missed |= promised is not None and gain < promised
-            print(f"{model}: {scheme} is {gain:.1%} faster than equal patches (ideal {ideal:.1%}" + (f", promised {promised:.0%})" if promised else ")"))
+            print(
+                f"{model}: {scheme} is {gain:.1%} faster than equal patches (ideal {ideal:.1%}"
+                + (f", promised {promised:.0%})" if promised else ")")
+            )
         time = seconds(equal.rows, model)
         speedup = time["single"] / time["cfg"]
         missed |= speedup < CFG

@@ -56,6 +56,11 @@ class Context:
             case _:
                 return self.job.batch, s.channels, rows, self.width
 
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the wire's dtype on this rank's device."""
+        return torch.empty(0, dtype=WIRE[self.job.dtype], device=next(iter(self.own.values())).device)
+
     # What travels
 
     def pack(self, what: Parcel) -> Tensor:
@@ -63,7 +68,9 @@ class Context:
         flat = torch.cat([self.own[s].reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
         planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
         if flat.nbytes != planned:
-            raise PlanError(f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?")
+            raise PlanError(
+                f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?"
+            )
         return flat
 
     def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor) -> None:
@@ -131,7 +138,9 @@ class Context:
         if tensor is not None:
             return tensor
         if not self.blank:
-            raise PlanError(f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought")
+            raise PlanError(
+                f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought"
+            )
         self.theirs.setdefault(stop, {})[rank] = torch.zeros(self.shape(self.phase, stop, rank)).to(self.own[stop])
         return self.theirs[stop][rank]
 

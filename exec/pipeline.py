@@ -25,6 +25,7 @@ from exec.pace import Pace
 from exec.run import run
 from planner.errors import InputError, NotANumber, PlanError
 from planner.model import Model
+from planner.ops import Compute
 from planner.plan import Plan, sampled_rows
 from planner.timeline import Timeline
 
@@ -50,9 +51,13 @@ def parallelize(
         rank = dist.get_rank() if dist.is_initialized() else 0
     if channels is None and plan.ranks > 1 and not blank:
         if not dist.is_initialized():
-            raise PlanError(f"the plan has {plan.ranks} ranks but torch.distributed is not initialised; start with `polyrhythm run` or torchrun")
+            raise PlanError(
+                f"the plan has {plan.ranks} ranks but torch.distributed is not initialised; start with `polyrhythm run` or torchrun"
+            )
         if dist.get_world_size() != plan.ranks:
-            raise PlanError(f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has")
+            raise PlanError(
+                f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has"
+            )
         channels = Channels(plan.channels())
     pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank)
     return pipe
@@ -69,7 +74,9 @@ def unparallelize(pipe: Any) -> Any:
 class Parallel:
     """The state of one parallel pipeline on one rank."""
 
-    def __init__(self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool) -> None:
+    def __init__(
+        self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool
+    ) -> None:
         self.plan, self.rank, self.channels, self.pace, self.blank = plan, rank, channels, pace, blank
         self.denoiser = getattr(pipe, "unet", None) or pipe.transformer
         self.scheduler = pipe.scheduler
@@ -99,16 +106,24 @@ class Parallel:
         if not 0 <= self.rank < plan.ranks:
             raise PlanError(f"rank {self.rank}: the plan has ranks 0 to {plan.ranks - 1}")
         if self.adapter.family == "flux":
-            raise InputError("FLUX pipelines pack their latents into tokens, which cannot be cut in bands yet; plan and simulate work")
+            raise InputError(
+                "FLUX pipelines pack their latents into tokens, which cannot be cut in bands yet; plan and simulate work"
+            )
         kind = sampler.kind_of(self.scheduler)
         if kind != plan.job.sampler:
-            raise InputError(f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler")
-        highest = max(op.stop for p in plan.phases for op in p.ops[self.rank] if hasattr(op, "branches"))
+            raise InputError(
+                f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler"
+            )
+        highest = max(op.stop for p in plan.phases for op in p.ops[self.rank] if isinstance(op, Compute))
         if highest != self.model.latent:
-            raise PlanError(f"the plan is for a model of {highest} stops, {type(self.denoiser).__name__} here has {self.model.latent}; plan anew")
+            raise PlanError(
+                f"the plan is for a model of {highest} stops, {type(self.denoiser).__name__} here has {self.model.latent}; plan anew"
+            )
         dtype = str(self.denoiser.dtype).removeprefix("torch.")
         if dtype != plan.job.dtype:
-            raise InputError(f"the plan is for {plan.job.dtype}, the pipeline's denoiser is {dtype}; load it with dtype={plan.job.dtype}")
+            raise InputError(
+                f"the plan is for {plan.job.dtype}, the pipeline's denoiser is {dtype}; load it with dtype={plan.job.dtype}"
+            )
 
     # The three replaced methods
 
@@ -170,7 +185,9 @@ class Parallel:
             band = slice(rows.start, rows.stop)
             latents = sample.clone()
             stride = phase.strides[self.rank]
-            latents[:, :, band] = sampler.step(self.scheduler, i, i + stride, sample[:, :, band], prediction[:, :, band])
+            latents[:, :, band] = sampler.step(
+                self.scheduler, i, i + stride, sample[:, :, band], prediction[:, :, band]
+            )
             context = self.seam.context
             self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
             context.place_latents(latents)

@@ -66,7 +66,12 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
         unparallelize(pipe)
     if rank == 0 and args.get("output"):
         _save(pipe, args["output"], latents, traced)
-    return {"timelines": timelines, "wall_seconds": walls, "late": pace.late if pace else 0, "peak_memory_bytes": _peak_memory()}
+    return {
+        "timelines": timelines,
+        "wall_seconds": walls,
+        "late": pace.late if pace else 0,
+        "peak_memory_bytes": _peak_memory(),
+    }
 
 
 def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:

@@ -22,11 +22,11 @@ SHOWN = 5
 
 
 class Place(NamedTuple):
-    """Where an op stands: rank, phase and index in the rank's beat."""
+    """Where an op stands: rank, number of the phase, number of the op in the rank's beat."""
 
     rank: int
     phase: int
-    index: int
+    op: int
 
 
 def check(plan: Plan, model: Model) -> None:
@@ -52,9 +52,9 @@ def faults(plan: Plan, model: Model) -> list[str]:
 
 def _at(plan: Plan, place: Place) -> str:
     phase = plan.phases[place.phase]
-    op = phase.ops[place.rank][place.index]
+    op = phase.ops[place.rank][place.op]
     step = op.step if isinstance(op, Compute) else 0
-    return f"rank {place.rank}, phase {phase.name}, op {place.index} `{label(op, step)}`"
+    return f"rank {place.rank}, phase {phase.name}, op {place.op} `{label(op, step)}`"
 
 
 # What every later check takes for granted.
@@ -124,12 +124,14 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
 def _tiling(bands: list[Rows], height: int) -> Iterator[str]:
     """Faults of bands that should lie one below the other from 0 to `height`."""
     reach = 0
-    for rows in [*sorted(bands, key=lambda rows: rows.start), Rows(height, height)]:
+    for rows in sorted(bands, key=lambda rows: rows.start):
         if rows.start > reach:
             yield f"rows {reach}:{rows.start} are computed by nobody"
         elif rows.start < reach:
-            yield f"rows {rows.start}:{min(reach, max(rows.stop, height))} are computed twice or are not in the image"
+            yield f"rows {rows.start}:{min(reach, rows.stop)} are computed twice"
         reach = max(reach, rows.stop)
+    if reach != height:
+        yield f"the bands end at row {reach}, the image at row {height}"
 
 
 def _evaluations(plan: Plan, model: Model) -> Iterator[str]:
@@ -275,10 +277,10 @@ class _DryRun:
         while self.ready:
             rank = self.ready.popleft()
             self.blocked.pop(rank, None)
-            for place, turn in walks[rank]:
-                turn.waiter = rank
-                self.blocked[rank] = place, turn
-                break
+            stop = next(walks[rank], None)
+            if stop:
+                self.blocked[rank] = stop
+                stop[1].waiter = rank
         return self.blocked
 
     def _walk(self, rank: int) -> Iterator[tuple[Place, _Turn]]:
@@ -298,23 +300,27 @@ class _DryRun:
                         if len(turn.lane) == 1:
                             self._come(turn)
 
-    def _come(self, turn: _Turn) -> None:
-        for key, parties in turn.keys:
-            there = self.present[key]
-            there.append(turn)
-            if len(there) == len(parties):
-                del self.present[key]
-                for other in there:
-                    self._leave(other)
+    def _come(self, head: _Turn) -> None:
+        """To the head of its lane; with it others may be over, and the next on their lanes come too."""
+        heads = deque([head])
+        while heads:
+            turn = heads.popleft()
+            for key, parties in turn.keys:
+                there = self.present[key]
+                there.append(turn)
+                if len(there) == len(parties):
+                    heads.extend(self._part(self.present.pop(key)))
 
-    def _leave(self, turn: _Turn) -> None:
-        turn.left -= 1
-        if not turn.left:
-            if turn.waiter is not None:
-                self.ready.append(turn.waiter)
-            turn.lane.popleft()
-            if turn.lane:
-                self._come(turn.lane[0])
+    def _part(self, turns: list[_Turn]) -> Iterator[_Turn]:
+        """A meeting is over; the turns that are now at the head of their lanes."""
+        for turn in turns:
+            turn.left -= 1
+            if not turn.left:
+                turn.lane.popleft()
+                if turn.waiter is not None:
+                    self.ready.append(turn.waiter)
+                if turn.lane:
+                    yield turn.lane[0]
 
 
 def _deadlock(plan: Plan, beats: list[int]) -> list[str]:
@@ -332,10 +338,13 @@ def _deadlock(plan: Plan, beats: list[int]) -> list[str]:
         absent = _absent(dry, head)
         needs.add_edges_from((rank, other) for other in absent)
         behind = "" if head is turn else f" behind {_at(plan, head.place)}"
-        wanted = f"for op {turn.place.index} of phase {plan.phases[turn.place.phase].name}{behind}"
+        wanted = f"for op {turn.place.op} of phase {plan.phases[turn.place.phase].name}{behind}"
         lines[rank] = f"{_at(plan, place)} waits {wanted}, which needs rank {', '.join(map(str, absent))}"
-    cycle = [rank for rank, _ in networkx.find_cycle(needs)]
-    return ["deadlock: " + "; ".join(lines[rank] for rank in cycle)]
+    try:
+        shown = [rank for rank, _ in networkx.find_cycle(needs)]
+    except networkx.NetworkXNoCycle:
+        shown = list(stuck)
+    return ["deadlock: " + "; ".join(lines[rank] for rank in shown)]
 
 
 def _absent(dry: _DryRun, turn: _Turn) -> list[int]:

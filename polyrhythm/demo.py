@@ -261,9 +261,15 @@ def _write(
         return buffer.getvalue()
 
     tiles = [(label, (picture[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)) for label, picture in pictures]
-    lines = [np.hstack([t for label, t in tiles if label.split()[0] == model]) for model in dict.fromkeys(r.model for r in rows)]
+    lines = [
+        np.hstack([t for label, t in tiles if label.split()[0] == model])
+        for model in dict.fromkeys(r.model for r in rows)
+    ]
     images, page = home / "images.png", home / "report.html"
     write(images, png(np.vstack(lines)))
-    table = [asdict(row) | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))} for row in rows]
+    table = [
+        asdict(row) | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))}
+        for row in rows
+    ]
     write(page, report.html("Polyrhythm demo", table, shown, [(label, png(tile)) for label, tile in tiles]))
     return [images, page]

@@ -13,14 +13,14 @@ import warnings
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-import diffusers  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from PIL import Image  # noqa: E402
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from words import encode  # noqa: E402
+from words import encode
 
 CAPTIONS = ["red star on blue", "large striped green heart on checked white", "small yellow circle on purple",
             "large dotted orange ring on striped black", "smooth white moon on dotted blue",

@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import torch
+from data import MAX_TOKENS, WORD_ID
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import nn
-
-from data import MAX_TOKENS, WORD_ID
 
 DROP = 0.12  # share of captions replaced by all padding: the unconditional branch
 

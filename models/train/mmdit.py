@@ -10,9 +10,8 @@ import math
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from torch.nn.functional import avg_pool2d
-
 from loop import Words, arguments, load_vae, train, write
+from torch.nn.functional import avg_pool2d
 
 TEXT, POOLED = 64, 64  # widths of prompt and pooled embeddings
 GRID = 32  # tokens a side at 64x64 latents

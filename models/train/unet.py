@@ -9,7 +9,6 @@ import copy
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-
 from loop import Words, arguments, load_vae, train, write
 
 TEXT, POOLED, TIME = 64, 64, 32  # widths of prompt, pooled and size embeddings

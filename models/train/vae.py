@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 import torch
+from data import draw, sheet
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-
-from data import draw, sheet
 
 SCALING = 0.5  # the standard deviation of raw latents is set to 1 / SCALING
 
