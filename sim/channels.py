@@ -36,7 +36,18 @@ class Meeting(Event):
 class Turn:
     """A started transfer on one rank: what a Wait waits for. start_ns: when all its partners had met."""
 
-    __slots__ = ("end_ns", "lane", "left", "meetings", "posted_ns", "price", "rank", "slot", "start_ns", "step")
+    __slots__ = (
+        "end_ns",
+        "lane",
+        "left",
+        "meetings",
+        "posted_ns",
+        "price",
+        "rank",
+        "slot",
+        "start_ns",
+        "step",
+    )
 
     def __init__(
         self, rank: int, step: int, price: Price, posted_ns: int, ready_ns: int, slot: int, lane: deque[Turn]

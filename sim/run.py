@@ -116,7 +116,8 @@ def _perform(
                 log.append((rank, "wait", price.label, base, begin, now, 0, 0))
                 log[turn.slot] = turn.row()
             case _:
-                now += speed.takes(now, price.own_ns)
+                if price.own_ns:
+                    now += speed.takes(now, price.own_ns)
                 pending[price.name].append(channels.start(rank, base, price, begin, now, len(log)))
                 log.append(_UNFINISHED)
     for name, turns in pending.items():
