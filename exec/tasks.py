@@ -23,6 +23,7 @@ from planner.beats import CONTEXT, STATE
 from planner.plan import Plan
 from planner.profile import Profile
 
+
 @lru_cache(maxsize=2)
 def _pipeline(source: str, dtype: str, device: str, sampler: str) -> Any:
     return load_pipeline(source, dtype, device, sampler)

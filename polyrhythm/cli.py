@@ -5,6 +5,7 @@ Nothing but typer is imported before a command runs, so that `--help` is quick. 
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -40,7 +41,8 @@ class Face(TyperGroup):
         run, options["standalone_mode"] = super().main, False
         code = _outcome(lambda: run(args, *words[1:], **options), args)
         if standalone:
-            if "RANK" in os.environ and "torch" in sys.modules:  # a rank of torchrun's: gloo's threads must not turn the code into 134
+            # A rank of torchrun's: the teardown of gloo's threads must not turn the code into 134.
+            if "RANK" in os.environ and "torch" in sys.modules:
                 from exec.launch import leave
 
                 leave(code)
