@@ -141,7 +141,9 @@ def measure(megabytes: int, packed: bool) -> dict[str, Any]:
         else:
             with open(path, "w") as file:
                 events = write(file, megabytes * 10**6)
-        done = subprocess.run([sys.executable, "-c", CHILD, str(path), str(ROOT)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, str(path), str(ROOT)], capture_output=True, text=True, check=True
+        )
         found = json.loads(done.stdout) | {"megabytes": megabytes, "file_bytes": path.stat().st_size, "gzip": packed}
     assert found["events"] == events, "events were lost"
     return found
@@ -157,7 +159,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(found))
         return
-    print(f"{found['megabytes']} MB, {found['events']} events, {found['kernels']} kernels, {found['collectives']} collectives")
+    print(
+        f"{found['megabytes']} MB, {found['events']} events, {found['kernels']} kernels, {found['collectives']} collectives"
+    )
     print(f"read: {found['wall_seconds']:.2f} s wall, {found['cpu_seconds']:.2f} s processor (at most 5)")
     print(f"timeline and totals: {found['timeline_cpu_seconds']:.2f} s processor")
     print(f"peak memory: {found['peak_bytes'] / 1e9:.2f} GB (at most 0.6)")

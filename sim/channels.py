@@ -58,8 +58,8 @@ class Turn:
         self.meetings: list[Meeting] = []
         self.left = len(price.meetings)
 
-    def row(self) -> tuple[int, str, str, int, int, int, int, int]:
-        """The fields of its Event."""
+    def fields(self) -> tuple[int, str, str, int, int, int, int, int]:
+        """Those of its Event."""
         price = self.price
         times = self.start_ns, self.end_ns
         return (self.rank, price.channel, price.label, self.step, *times, price.nbytes, self.posted_ns)

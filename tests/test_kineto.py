@@ -95,7 +95,8 @@ def test_the_wait_for_peers_is_skew_and_no_transfer(real):
             part
             for trace in real.traces
             for part in trace.collectives
-            if part.kind == transfer.kind and transfer.start_ns in (part.start_ns, part.start_ns + max(transfer.skew_ns))
+            if part.kind == transfer.kind
+            and transfer.start_ns in (part.start_ns, part.start_ns + max(transfer.skew_ns))
         ]
         assert all(transfer.end_ns - transfer.start_ns <= max(p.end_ns - p.start_ns for p in parts) for _ in parts)
 
@@ -242,8 +243,14 @@ def test_args_count_whatever_the_name(tmp_path):
     ("said", "ranks"),
     [
         ({"Process Group Ranks": "[0, 1]", "Group size": 2}, (0, 1)),
-        ({"Process Group Ranks": "[0, 1, ...]", "Group size": 4, "Global rank start": 0, "Global rank stride": 1}, (0, 1, 2, 3)),
-        ({"Process Group Ranks": "[0, 2, ...]", "Group size": 3, "Global rank start": 0, "Global rank stride": 2}, (0, 2, 4)),
+        (
+            {"Process Group Ranks": "[0, 1, ...]", "Group size": 4, "Global rank start": 0, "Global rank stride": 1},
+            (0, 1, 2, 3),
+        ),
+        (
+            {"Process Group Ranks": "[0, 2, ...]", "Group size": 3, "Global rank start": 0, "Global rank stride": 2},
+            (0, 2, 4),
+        ),
         ({"Process Group Ranks": "[0, 3, ...]", "Group size": 3, "Global rank start": 0, "Global rank stride": 2}, ()),
         ({"Process Group Ranks": "[0, 1, ...]", "Group size": 4}, ()),
         ({"Process Group Ranks": "[0, 1]", "Group size": 4}, ()),
@@ -255,10 +262,23 @@ def test_a_list_of_ranks_that_was_cut_short(tmp_path, said, ranks):
 
 
 def test_kinds_and_bytes():
-    names = {"_allgather_base": "all_gather", "allreduce_coalesced": "all_reduce", "_reduce_scatter_base": "reduce_scatter"}
-    names |= {"gloo:all_gather": "all_gather", "all_to_all": "all_to_all", "ncclDevKernel_Broadcast_RING_LL": "broadcast"}
+    names = {
+        "_allgather_base": "all_gather",
+        "allreduce_coalesced": "all_reduce",
+        "_reduce_scatter_base": "reduce_scatter",
+    }
+    names |= {
+        "gloo:all_gather": "all_gather",
+        "all_to_all": "all_to_all",
+        "ncclDevKernel_Broadcast_RING_LL": "broadcast",
+    }
     assert {name: kind_of(name) for name in names} == names
-    assert [received_bytes(kind, 4, 4000) for kind in ("all_gather", "all_reduce", "broadcast", "barrier")] == [3000, 6000, 4000, 0]
+    assert [received_bytes(kind, 4, 4000) for kind in ("all_gather", "all_reduce", "broadcast", "barrier")] == [
+        3000,
+        6000,
+        4000,
+        0,
+    ]
 
 
 # --- ranks and files
@@ -384,12 +404,24 @@ def test_a_run_says_what_was_cut_off(tmp_path):
     assert any("cut off after 1 events" in note for note in read_run([path]).notes)
 
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+PLACES = (
+    "ts", "dur", "name", "cat", "pid", "args", "Seq", "Group size", "Process Group Ranks", "dtype", "In msg nelems",
+    "Collective name", "Process Group Name", "Global rank start", "base", "info", "host",
+)  # fmt: skip
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_refused_or_survived(tmp_path, data):
     original = data.draw(st.sampled_from([path.read_bytes()[:20000] for path in REAL]))
     at = data.draw(st.integers(0, len(original) - 1))
-    junk = data.draw(st.binary(max_size=6) | st.sampled_from([b"{", b"}", b"[", b"]", b'"', b",", b"\\", b"1e999", b"NaN"]))
+    junk = data.draw(
+        st.binary(max_size=6) | st.sampled_from([b"{", b"}", b"[", b"]", b'"', b",", b"\\", b"1e999", b"NaN"])
+    )
     path = tmp_path / "damaged.json"
     path.write_bytes(original[:at] + junk + original[at + data.draw(st.integers(0, 6)) :])
     whole_or_refused(path)
@@ -401,10 +433,7 @@ def test_damage_is_refused_or_survived(tmp_path, data):
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)),
-       st.sampled_from(["ts", "dur", "name", "cat", "pid", "args", "Seq", "Group size", "Process Group Ranks", "dtype",
-                        "In msg nelems", "Collective name", "Process Group Name", "Global rank start", "base", "info", "host"]))  # fmt: skip
+@given(VALUES, st.sampled_from(PLACES))
 def test_any_value_anywhere_is_refused_or_survived(tmp_path, value, where):
     event, made = gather(0, 10, 1), document(0, [])
     if where in event:
@@ -428,14 +457,20 @@ def test_any_value_anywhere_is_refused_or_survived(tmp_path, value, where):
     [
         ('{"traceEvents": [{"ph": "X"}, {"ph": "X", "ts": "soon"}]}', r"event 1\.ts: Expected `float`, got `str`"),
         ('{"traceEvents": [{"ph": "X"}, 7]}', r"event 1: Expected `object`, got `int`"),
-        ('{"traceEvents": [{"ph": "X", "ts": nan}]}', r"byte 35: JSON is malformed"),
+        ('{"traceEvents": [{"ph": "X", "ts": nan}]}', r"byte 3[5-9]: JSON is malformed"),
         ('{"traceEvents": [{"ph": "X"} {"ph": "X"}]}', r"byte 29: JSON is malformed"),
         ('{"traceEvents": []}', "no kernels, ops or annotations"),
         ('{"events": []}', "no traceEvents"),
         ("", "no traceEvents"),
-        ('{"baseTimeNanoseconds": "now", "traceEvents": [{"ph": "X", "cat": "kernel"}]}', "baseTimeNanoseconds: expected a whole"),
+        (
+            '{"baseTimeNanoseconds": "now", "traceEvents": [{"ph": "X", "cat": "kernel"}]}',
+            "baseTimeNanoseconds: expected a whole",
+        ),
         ('{"traceEvents": [{"args": ' + "[" * 100_000 + "]" * 100_000 + "}]}", "nested too deeply"),
-        ('{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "nccl", "args": {"Seq": 1, "Collective name": }}]}', "malformed"),
+        (
+            '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "nccl", "args": {"Seq": 1, "Collective name": }}]}',
+            "malformed",
+        ),
     ],
 )
 def test_a_refusal_names_the_place(tmp_path, text, where):
@@ -487,7 +522,7 @@ def test_an_endless_event_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(event_stream, "MAX_CHUNK_BYTES", 1000)
     monkeypatch.setattr(unpack, "BLOCK_BYTES", 50)
     path = put(tmp_path / "a.json", 0, [kernel(0, 1), kernel(0, 1, text="x" * 5000), kernel(0, 1)])
-    with pytest.raises(InputError, match="after event 1: .* without an end of an event"):
+    with pytest.raises(InputError, match=r"after event 1: .* without an end of an event"):
         read_rank(path)
 
 

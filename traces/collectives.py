@@ -154,7 +154,9 @@ def align(met: Iterable[Mapping[int, Collective]], hosts: Mapping[int, str]) -> 
         for ends in across
         for rank, end in ends.items()
     ]
-    method = "one clock" if len(names) == 1 else "median difference of the ends of collectives, one offset per host"
+    method = "median difference of the ends of collectives, one offset per host"
+    if len(names) <= 1:
+        method = "one clock" if names != {""} else "one clock assumed: the files name no host"
     if lonely:
         method += f"; no collective ties {', '.join(lonely)} to the rest: clock taken as it is"
     return Alignment(method, offsets, len(across), median(residuals or [0.0]), max(residuals, default=0.0))

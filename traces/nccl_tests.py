@@ -23,11 +23,15 @@ from traces.files import MAX_BYTES, parse_json, read_text
 
 MAX_RANKS = 2**16
 _COLUMNS = {12: (4, 4), 13: (5, 4), 21: (5, 8)}  # by width: columns before the results, columns of each result
-_ROW = re.compile(r"\s*[0-9]+\s+[0-9]+\s")
+_ROW = re.compile(r"\s*[0-9]+\s+\S")
 _STAMP = re.compile(r"\s+\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}\s*$")
-_RANK = re.compile(r"#\s+Rank\s+(\d{1,6})(?:\s+Group\s+(\d{1,6}))?\s+Pid\s+\d+\s+on\s+(\S+)\s+device\s+\d+\s+\[\S*\]\s*(.*)")
+_RANK = re.compile(
+    r"#\s+Rank\s+(\d{1,6})(?:\s+Group\s+(\d{1,6}))?\s+Pid\s+\d+\s+on\s+(\S+)\s+device\s+\d+\s+\[\S*\]\s*(.*)"
+)
 _STARTING = re.compile(r"# Collective test starting: (\S+)")
-_FILE_NAME = re.compile(r"(all_?gather|all_?reduce|reduce_?scatter|all_?to_?all|broadcast|send_?recv|reduce|gather|scatter)")
+_FILE_NAME = re.compile(
+    r"(all_?gather|all_?reduce|reduce_?scatter|all_?to_?all|broadcast|send_?recv|reduce|gather|scatter)"
+)
 _VERSION = re.compile(r"# nccl-tests version (.*)")
 
 
@@ -97,10 +101,17 @@ def read_nccl_tests(path: Path | str, collective: str | None = None) -> NcclTest
         raise InputError(f"{path}: no results of nccl-tests; was the run cut off?")
     share = None if name else _share(run.results, run.ranks)
     rows = tuple(
-        Row(r.nbytes, received_bytes(kind, run.ranks, r.nbytes) if share is None else round(r.nbytes * share), r.seconds, r.cv)
+        Row(
+            r.nbytes,
+            received_bytes(kind, run.ranks, r.nbytes) if share is None else round(r.nbytes * share),
+            r.seconds,
+            r.cv,
+        )
         for r in run.results
     )
-    notes = run.notes if name else [*run.notes, f"which collective ran is not said; busbw / algbw is taken as {share:.4g}"]
+    notes = (
+        run.notes if name else [*run.notes, f"which collective ran is not said; busbw / algbw is taken as {share:.4g}"]
+    )
     return NcclTests(str(path), kind, run.ranks, tuple(run.devices), rows, run.meta, tuple(notes))
 
 
@@ -127,10 +138,13 @@ def _from_text(path: Path | str, text: str) -> _Run:
     groups: dict[tuple[str, str], str] = {}
     lines = text.splitlines()
     wrong = width = 0
+    counts_wrong = False
     for number, line in enumerate(lines, 1):
         if match := _RANK.match(line):
             if (match[1], match[2]) in groups:
-                raise InputError(f"{path}:{number}: rank {match[1]} twice: separate runs in one file, or built without MPI")
+                raise InputError(
+                    f"{path}:{number}: rank {match[1]} twice: separate runs in one file, or built without MPI"
+                )
             groups[match[1], match[2]] = match[2] or "0"
             run.devices.append(match[4].strip())
         elif match := _STARTING.match(line):
@@ -139,14 +153,17 @@ def _from_text(path: Path | str, text: str) -> _Run:
             run.said = match[1]
         elif match := _VERSION.match(line):
             run.meta["nccl_tests"] = match[1].strip()
+        elif line.startswith("#"):
+            counts_wrong |= "#wrong" in line  # older versions print the largest `error` instead, which is rarely 0
         elif _ROW.match(line):
             words = _STAMP.sub("", line).split()
             if number == len(lines) and not text.endswith("\n") and len(words) != width:
                 break  # cut off in the middle of the row
             width = width or len(words)
             result = _row(path, number, words, width)
-            wrong += result is not None and result.wrong > 0
-            run.results += [result] if result is not None and not result.wrong > 0 else []
+            is_wrong = counts_wrong and result is not None and result.wrong > 0
+            wrong += is_wrong
+            run.results += [result] if result is not None and not is_wrong else []
     run.ranks = sum(group == "0" for group in groups.values())
     _check_ranks(path, run.ranks)
     if wrong:
@@ -156,13 +173,17 @@ def _from_text(path: Path | str, text: str) -> _Run:
 
 def _check_ranks(path: Path | str, ranks: int) -> None:
     if not 2 <= ranks <= MAX_RANKS:
-        raise InputError(f"{path}: {ranks} ranks listed; expected lines like '#  Rank  0 Group  0 Pid ...' of two or more")
+        raise InputError(
+            f"{path}: {ranks} ranks listed; expected lines like '#  Rank  0 Group  0 Pid ...' of two or more"
+        )
 
 
 def _row(path: Path | str, number: int, words: list[str], width: int) -> _Result | None:
     """One row, out of place if that was measured; None if nothing was, or the size is 0."""
     if len(words) not in _COLUMNS or len(words) != width:
-        raise InputError(f"{path}:{number}: {len(words)} columns; nccl-tests print 12, 13 or, with -I 1, 21 in all rows")
+        raise InputError(
+            f"{path}:{number}: {len(words)} columns; nccl-tests print 12, 13 or, with -I 1, 21 in all rows"
+        )
     before, each = _COLUMNS[width]
     try:
         for side in (words[before : before + each], words[before + each :]):
@@ -205,7 +226,9 @@ def _from_json(path: Path | str, text: str) -> _Run:
     config = document.get("config")
     if not isinstance(results, list) or not isinstance(config, dict):
         raise InputError(f"{path}: no config and results; is it the JSON of nccl-tests -J?")
-    listed = [d for d in config.get("devices", []) if isinstance(d, dict)] if isinstance(config.get("devices"), list) else []
+    listed = (
+        [d for d in config.get("devices", []) if isinstance(d, dict)] if isinstance(config.get("devices"), list) else []
+    )
     devices = [str(d.get("device_info", "")) for d in listed]
     arguments = [str(word) for word in document.get("args", [])] if isinstance(document.get("args"), list) else []
     keep = {"version", "start_time", "end_time", "nccl_version"}
@@ -239,7 +262,9 @@ def _json_results(entry: dict[str, Any]) -> Iterator[_Result]:
     """Out of place, then in place, as far as they are there."""
     for side in ("out_of_place", "in_place"):
         result = entry.get(side)
-        if not entry["size"] or result is None or "time" not in result:  # with -C it is cpu_time, which is not the transfer's
+        if (
+            not entry["size"] or result is None or "time" not in result
+        ):  # with -C it is cpu_time, which is not the transfer's
             continue
         each = entry.get(f"{side}_per_iter") or {}
         times = each.get("times_us") or [result["time"]]

@@ -68,7 +68,9 @@ class Topology:
         kinds = {catalogue.device_entries().get(device.kind, {}).get("peer_link") for device in (a, b)}
         kind = kinds.pop()
         if kinds or kind not in _BOND:
-            raise InputError(f"{self.path}: {word} between {a.name} and {b.name}: no NVLink known of {a.kind} and {b.kind}")
+            raise InputError(
+                f"{self.path}: {word} between {a.name} and {b.name}: no NVLink known of {a.kind} and {b.kind}"
+            )
         whole, count = catalogue.link(kind), int(word[2:])
         if count == _BOND[kind]:
             return whole
@@ -96,8 +98,15 @@ def read_topology(path: Path | str) -> Topology:
         if match is None:
             continue
         row = tuple(words[1 : 1 + len(gpus)])
-        if int(match[1]) not in gpus or int(match[1]) in rows or len(row) < len(gpus) or not all(map(_WORD.fullmatch, row)):
-            raise InputError(f"{path}:{number}: expected {len(gpus)} of X, NV#, PIX, PXB, PHB, NODE, SYS after {words[0]}")
+        if (
+            int(match[1]) not in gpus
+            or int(match[1]) in rows
+            or len(row) < len(gpus)
+            or not all(map(_WORD.fullmatch, row))
+        ):
+            raise InputError(
+                f"{path}:{number}: expected {len(gpus)} of X, NV#, PIX, PXB, PHB, NODE, SYS after {words[0]}"
+            )
         rows[int(match[1])] = row
     missing = [gpu for gpu in gpus if gpu not in rows]
     if missing:
@@ -182,8 +191,17 @@ def read_query(path: Path | str, interval_seconds: float = 1.0) -> UseLog:
             header = names
         elif cells and header and len(cells) == len(header):
             row = dict(zip(header, cells))
-            which = next((row[name] for name in ("index", "uuid", "gpu_uuid", "pci.bus_id", "gpu_bus_id", "name") if name in row), "0")
-            log.add(number, row.get("timestamp", ""), f"gpu{which}" if which.isdecimal() else which, row["utilization.gpu"])
+            which = next(
+                (
+                    row[name]
+                    for name in ("index", "uuid", "gpu_uuid", "pci.bus_id", "gpu_bus_id", "name")
+                    if name in row
+                ),
+                "0",
+            )
+            log.add(
+                number, row.get("timestamp", ""), f"gpu{which}" if which.isdecimal() else which, row["utilization.gpu"]
+            )
         elif cells and not (header and number == len(lines) and not whole):
             want = f"{len(header)} columns" if header else "a header with utilization.gpu (format=csv, not noheader)"
             raise InputError(f"{path}:{number}: expected {want}")

@@ -78,11 +78,17 @@ class ProfilerRun:
         notes = [note for trace in self.traces for note in trace.notes]
         notes += [f"{trace.path}: cut off after {trace.events} events" for trace in self.traces if trace.truncated]
         for kind, count in sorted(self._met[1].items()):
-            notes.append(f"{count} {kind} not seen on all ranks of their group, or counted differently: no transfer made")
+            notes.append(
+                f"{count} {kind} not seen on all ranks of their group, or counted differently: no transfer made"
+            )
         if self._transfers[1]:
-            notes.append(f"{self._transfers[1]} transfers ended before all ranks had come: clocks not aligned, left out")
+            notes.append(
+                f"{self._transfers[1]} transfers ended before all ranks had come: clocks not aligned, left out"
+            )
         if any(part.source == "gloo" for trace in self.traces for part in trace.collectives):
-            notes.append("gloo says no group and no number: the n-th of a kind on all ranks is taken to be the same one")
+            notes.append(
+                "gloo says no group and no number: the n-th of a kind on all ranks is taken to be the same one"
+            )
         return tuple(notes)
 
     def work(self) -> tuple[WorkTotal, ...]:
@@ -100,8 +106,13 @@ class ProfilerRun:
         events = []
         for place, trace in enumerate(self.traces):
             shift = self.alignment.offsets_ns[trace.host]
-            own = list(_annotated(trace, place)) or [*_stretches(trace, place), *_collectives(trace, place, shift, when)]
-            events += [_shifted(event, shift) for event in sorted(own, key=lambda event: (event.start_ns, event.end_ns))]
+            own = list(_annotated(trace, place)) or [
+                *_stretches(trace, place),
+                *_collectives(trace, place, shift, when),
+            ]
+            events += [
+                _shifted(event, shift) for event in sorted(own, key=lambda event: (event.start_ns, event.end_ns))
+            ]
         zero = min((min(event.start_ns, event.posted_ns) for event in events), default=0)
         return Timeline(
             source="measured",
@@ -201,7 +212,14 @@ def _collectives(
         start = when.get((trace.rank, part.group, part.kind, part.start_ns + shift), part.start_ns + shift) - shift
         label = f"{part.kind} {part.size or '?'}"
         yield Event(
-            place, part.group or part.source, label, step, min(start, part.end_ns), part.end_ns, part.nbytes, part.start_ns
+            place,
+            part.group or part.source,
+            label,
+            step,
+            min(start, part.end_ns),
+            part.end_ns,
+            part.nbytes,
+            part.start_ns,
         )
 
 
@@ -256,7 +274,9 @@ def _outermost(spans: Spans) -> Spans:
         here.pick(np.concatenate(([True], here.start_ns[1:] >= np.maximum.accumulate(here.end_ns)[:-1])))
         for _, here in _by_track(spans)
     ]
-    return Spans(*(np.concatenate([getattr(here, f.name) for here in outer] or [np.empty(0, int)]) for f in fields(Spans)))
+    return Spans(
+        *(np.concatenate([getattr(here, f.name) for here in outer] or [np.empty(0, int)]) for f in fields(Spans))
+    )
 
 
 def _plain(name: str) -> str:
