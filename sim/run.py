@@ -19,6 +19,7 @@ import simpy
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import PlanError
+from planner.memory import held_bytes
 from planner.model import Model
 from planner.ops import Compute, Wait
 from planner.plan import Plan
@@ -66,9 +67,12 @@ def run(
     """
     cost = cost or Cost(model, plan.job, cluster, profile)
     prices = Prices(plan, model, cost)
-    speeds = [Speed(cluster.device(name).occupancy, (load or {}).get(name, ())) for name in plan.devices]
+    others = {cluster.device(name).name: points for name, points in (load or {}).items()}
+    speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in plan.devices]
     events = list(chain.from_iterable(_simulate(plan, prices, speeds)))
-    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, {"seconds": cost.provenance})
+    said = {"seconds": cost.provenance}
+    memory = held_bytes(plan, model)
+    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory)
 
 
 def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> list[list[Event]]:

@@ -1,6 +1,7 @@
 """The simulator on plans of a handful of ops, in nanoseconds that can be checked by hand; then properties of any plan."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import groupby, pairwise
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.simulate_speed import synthetic
 from planner.cost import Cost
 from planner.errors import InputError, PlanError
 from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Recv, Rows, Send, Wait, label
@@ -206,7 +208,9 @@ def test_load_stretches_what_it_meets():
     # 40 ns of work each: the first ends before the load, the second has 20 ns at half speed, then all is free again.
     timeline = simulate(alone, 1, load={"d0": [(60e-9, 0.5), (100e-9, 0.0)]})
     assert log(timeline, 0) == [("C 0-5 s0", 0, 40), ("C 0-5 s1", 40, 100), ("C 0-5 s2", 100, 140)]
-    assert simulate(alone, 1, load={"other": [(0, 0.9)]}).events == simulate(alone, 1).events
+    assert simulate(alone, 1, 1, load={"d1": [(0, 0.9)]}).events == simulate(alone, 1).events
+    with pytest.raises(InputError, match="no device 'd7'"):
+        simulate(alone, 1, load={"d7": [(0, 0.9)]})
 
 
 def test_load_adds_to_the_declared_occupancy():
@@ -435,6 +439,11 @@ def test_guidance_on_groups(split):
     where = cluster(1, 1, 1)
     what = made(distrifusion, where, guidance=5.0, split=split, rows=(8, 4, 4) if split else None)
     assert run(what, MODEL, where).latency_seconds > 0
+
+
+def test_the_model_of_the_benchmark_is_as_long_as_sdxl():
+    kinds = Counter(stop.kind for stop in synthetic().stops)
+    assert kinds == {"entry": 1, "halo": 39, "stat": 46, "kv": 70, "noise": 1, "latent": 1}
 
 
 def test_a_cost_may_be_shared():
