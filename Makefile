@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test demo lint gpu clean
+.PHONY: test demo lint clean
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
@@ -16,9 +16,6 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 $(STAMP): pyproject.toml
 	@echo "setting up .venv (a minute or two)" >&2

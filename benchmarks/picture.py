@@ -31,7 +31,7 @@ def main(path: str) -> None:
     cost = Cost(model, job, cluster)
     timelines = {
         "equal patches (DistriFusion)": run(next(SCHEMES["distrifusion"](job, model, cluster, cost)), model, cluster),
-        "ours: rows and steps by speed (STADI)": run(next(SCHEMES["stadi"](job, model, cluster, cost)), model, cluster),
+        "ours: rows and steps by speed (STADI)": run(next(SCHEMES["stadi"](job, model, cluster, cost, allowed=(1, 2))), model, cluster),
     }
     plt.rcParams["svg.hashsalt"] = "polyrhythm"  # the same picture has the same bytes
     figure, axes = plt.subplots(len(timelines), 1, figsize=(9, 3.2), sharex=True, layout="constrained")
