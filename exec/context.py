@@ -8,6 +8,9 @@ group; `noise` (b, C, n, W); `latent` (images, C, n, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -20,19 +23,39 @@ from planner.plan import Phase, batch, parcel_bytes
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class Context:
-    """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone."""
+Part = Callable[[Tensor], Tensor]
 
-    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False) -> None:
+
+@dataclass
+class Dated:
+    """Of which grid step and of whose band and branches the last tensor is; and the one before it, if one may predict by it."""
+
+    step: int
+    of: tuple[Rows, tuple[str, ...]]
+    before: Tensor | None = None
+    before_step: int = 0
+
+
+class Context:
+    """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone.
+
+    levels: noise level at each grid step, by which predictions are scaled; () takes the steps to be even.
+    """
+
+    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False, levels: Sequence[float] = ()) -> None:
         self.model, self.job, self.rank, self.blank = model, job, rank, blank
+        self.levels = levels or range(job.steps)
         self.height, self.width = model.latent_size(job)
         self.own: dict[int, Tensor] = {}
         self.theirs: dict[int, dict[int, Tensor]] = {}
+        self.dated: dict[tuple[int, int], Dated] = {}
+        self.step = 0
         self.phase: Phase | None = None
         self.group: tuple[int, ...] = ()
 
-    def enter(self, phase: Phase) -> None:
-        """Bands and policy are those of `phase` from now on."""
+    def enter(self, phase: Phase, step: int = 0) -> None:
+        """The evaluation is that of grid step `step`; bands and policy are those of `phase` from now on."""
+        self.step = step
         if phase is not self.phase:
             self.phase, self.group = phase, phase.band_group(self.rank)
             self.weights = self._weights(phase)
@@ -66,14 +89,22 @@ class Context:
             raise PlanError(f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?")
         return flat
 
-    def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor) -> None:
-        """Keep `source`'s tensors of the parcel as its last."""
+    def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor, step: int) -> None:
+        """Keep `source`'s tensors of the parcel, made at grid step `step`, as its last."""
         at = 0
         for s in what.stops:
             shape = self.shape(phase, s, source)
             count = torch.Size(shape).numel()
-            self.theirs.setdefault(s, {})[source] = flat[at : at + count].view(shape)
+            self.keep(phase, s, source, flat[at : at + count].view(shape), step)
             at += count
+
+    def keep(self, phase: Phase, stop: int, rank: int, tensor: Tensor, step: int) -> None:
+        """`tensor` of grid step `step` is now `rank`'s last; with it goes the one before, if the policy needs it."""
+        new, old = Dated(step, (phase.rows[rank], phase.branches[rank])), self.dated.get((stop, rank))
+        known = self.theirs.setdefault(stop, {})
+        if old is not None and old.of == new.of and old.step < step and self._damping(phase, stop):
+            new.before, new.before_step = known.get(rank), old.step
+        self.dated[stop, rank], known[rank] = new, tensor
 
     # How own and theirs combine
 
@@ -81,14 +112,14 @@ class Context:
         """(b, T of the whole image, 2C): the others' last around the own fresh, in image order."""
         if len(self.group) == 1:
             return self.own[stop]
-        return torch.cat([self.own[stop] if r == self.rank else self.last(stop, r) for r in self.group], dim=1)
+        return torch.cat([self.own[stop] if r == self.rank else self.stale(stop, r) for r in self.group], dim=1)
 
     def edges(self, stop: int) -> tuple[Tensor, Tensor]:
         """Rows above and below the own band, (b, C, pad, W) each; zeros beyond the image."""
         own, i = self.own[stop], self.group.index(self.rank)
         zeros = torch.zeros_like(own[0])
-        above = self.last(stop, self.group[i - 1])[1] if i > 0 else zeros
-        below = self.last(stop, self.group[i + 1])[0] if i + 1 < len(self.group) else zeros
+        above = self.stale(stop, self.group[i - 1], lambda edges: edges[-1]) if i > 0 else zeros
+        below = self.stale(stop, self.group[i + 1], lambda edges: edges[0]) if i + 1 < len(self.group) else zeros
         return above, below
 
     def moments(self, stop: int, count: int) -> tuple[Tensor, Tensor]:
@@ -96,10 +127,10 @@ class Context:
         own, policy = self.own[stop], self.phase.context
         local = own
         if policy.stat == "mean":
-            own = sum(w * (own if r == self.rank else self.last(stop, r).float()) for r, w in self.weights.items())
+            own = sum(w * (own if r == self.rank else self.stale(stop, r).float()) for r, w in self.weights.items())
         elif policy.stat == "corrected":
-            last = {r: self.last(stop, r).float() for r in self.weights}
-            own = sum(w * last[r] for r, w in self.weights.items()) + (own - last[self.rank])
+            stale = {r: self.stale(stop, r).float() for r in self.weights}
+            own = sum(w * stale[r] for r, w in self.weights.items()) + (own - stale[self.rank])
         mean, variance = own[..., 0], own[..., 1] - own[..., 0] ** 2
         # A corrected variance may come out negative, and so may one of moments that travelled in half precision.
         variance = torch.where(variance < 0, local[..., 1] - local[..., 0] ** 2, variance)
@@ -125,6 +156,18 @@ class Context:
             rows = self.phase.rows[rank]
             latents[:, :, rows.start : rows.stop] = tensor
 
+    def stale(self, stop: int, rank: int, part: Part = lambda tensor: tensor) -> Tensor:
+        """`part` of `rank`'s tensor at `stop` as it is used in this evaluation: what came last, or predicted by it."""
+        last, dated = part(self.last(stop, rank)), self.dated.get((stop, rank))
+        damping = self._damping(self.phase, stop)
+        if not damping or dated is None or dated.before is None:
+            return last
+        scale = damping * ahead(self.levels, self.step, dated.step, dated.before_step)
+        return torch.lerp(part(dated.before), last, 1 + scale) if scale else last
+
+    def _damping(self, phase: Phase, stop: int) -> float:
+        return getattr(phase.context.damping, self.model.stops[stop].kind, 0.0)
+
     def last(self, stop: int, rank: int) -> Tensor:
         """What came last from `rank` (or was sent, if it is this rank) at `stop`."""
         tensor = self.theirs.get(stop, {}).get(rank)
@@ -139,3 +182,8 @@ class Context:
         if phase.context.equal_weights:
             return {r: 1 / len(self.group) for r in self.group}
         return {r: phase.rows[r].count / self.height for r in self.group}
+
+
+def ahead(levels: Sequence[float], use: int, last: int, before: int) -> float:
+    """How far grid step `use` is ahead of `last`, in units of the distance between `last` and `before`, by noise level."""
+    return (levels[use] - levels[last]) / (levels[last] - levels[before])

@@ -18,13 +18,14 @@ from torch import Tensor
 from exec import preflight, sampler
 from exec.channels import Channels
 from exec.clock import clock_for
-from exec.context import Context
+from exec.context import Context, ahead
 from exec.denoiser import Seam, adapter_for, skeleton
 from exec.pace import Pace
 from exec.run import run
 from planner.errors import InputError, NotANumber, PlanError
 from planner.model import Model
-from planner.plan import Plan, sampled_rows
+from planner.ops import Rows
+from planner.plan import Phase, Plan, sampled_rows
 from planner.timeline import Timeline
 
 
@@ -80,6 +81,8 @@ class Parallel:
         self.timeline: Timeline | None = None
         self.versions = preflight.versions(self.denoiser)
         self.calls = 0
+        self.levels: list[float] = []
+        self.evaluated: tuple[int, Rows, Tensor] | None = None
         self.adapter.install(self.seam)
         original = type(self.denoiser).forward
         self.denoiser.forward = partial(self._forward, partial(original, self.denoiser))
@@ -163,8 +166,7 @@ class Parallel:
             rows, own = sampled_rows(self.model, phase, self.rank), phase.rows[self.rank]
             band = slice(rows.start, rows.stop)
             latents = sample.clone()
-            stride = phase.strides[self.rank]
-            latents[:, :, band] = sampler.step(self.scheduler, i, i + stride, sample[:, :, band], prediction[:, :, band])
+            latents[:, :, band] = self._sampled(i, phase, rows, sample, prediction)
             context = self.seam.context
             self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
             context.place_latents(latents)
@@ -172,6 +174,18 @@ class Parallel:
             if not self.seam.live:
                 self._finish(latents)
         return (sample,) if kwargs.get("return_dict", True) is False else _Output(sample)
+
+    def _sampled(self, i: int, phase: Phase, rows: Rows, sample: Tensor, prediction: Tensor) -> Tensor:
+        """`rows` from sigma[i] to sigma[i + stride]; evaluations skipped on the way are held or predicted from the last two."""
+        band, end = slice(rows.start, rows.stop), i + phase.strides[self.rank]
+        x, v, damping, earlier = sample[:, :, band], prediction[:, :, band], phase.context.skipped, self.evaluated
+        self.evaluated = i, rows, prediction
+        if not damping or end == i + 1 or earlier is None or not (earlier[1].start <= rows.start and rows.stop <= earlier[1].stop):
+            return sampler.step(self.scheduler, i, end, x, v)
+        for j in range(i, end):
+            scale = damping * ahead(self.levels, j, i, earlier[0])
+            x = sampler.step(self.scheduler, j, j + 1, x, torch.lerp(earlier[2][:, :, band], v, 1 + scale))
+        return x
 
     # The frame of an image
 
@@ -184,7 +198,8 @@ class Parallel:
                 f"the plan is for {job.steps} steps of (batch, rows, columns) {expected}, the call has {steps} of {found}; "
                 "call the pipeline as planned (num_inference_steps, height, width, guidance_scale) or plan anew"
             )
-        context = Context(self.model, job, self.rank, self.blank)
+        self.levels, self.evaluated = sampler.levels(self.scheduler), None
+        context = Context(self.model, job, self.rank, self.blank, self.levels)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
             fields = {"plan": self.plan.digest, "start latents (seed)": digest} | self.versions

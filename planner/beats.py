@@ -9,9 +9,13 @@ from itertools import accumulate
 from planner.errors import InputError
 from planner.model import Model
 from planner.ops import Compute, Gather, Op, Parcel, Rows, Wait
+from planner.plan import Damping
 
 CONTEXT = "context"  # channel of K/V, halos and statistics
 STATE = "state"  # channel of noise and latents, which everybody waits for
+
+
+PREDICT = Damping(0.8, 0.8, 0.8)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,23 @@ def layout(
         bands += stack(heights)
         owners += [own] * size
     return Layout(tuple(bands), tuple(owners))
+
+
+def prediction(context: str, damping: float | tuple[float, float, float] | None = None) -> Damping:
+    """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
+
+    No damping is the one that served best (`benchmarks/context.py`). InputError for what is neither.
+    """
+    if context not in ("hold", "predict"):
+        raise InputError(f"context {context!r} is not one of hold, predict")
+    if context == "hold":
+        return Damping()
+    if damping is None:
+        return PREDICT
+    each = damping if isinstance(damping, tuple) else (damping,) * 3
+    if len(each) != 3 or not all(0 <= value <= 2 for value in each):
+        raise InputError(f"damping {damping}: give one number from 0 (hold) to 2, or three, for kv, halo and stat")
+    return Damping(*each)
 
 
 def bundles(model: Model, kinds: frozenset[str], size: int) -> tuple[Parcel, ...]:

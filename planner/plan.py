@@ -23,6 +23,23 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Damping:
+    """How much of its last change a stale tensor is expected to repeat, per kind; 0 holds what came last, as published.
+
+    A tensor of grid step j, used at step i and preceded by that of step k, is predicted by the straight line through
+    the two, damped: x_j + lambda (x_j - x_k), lambda = damping (s_i - s_j) / (s_j - s_k), with s the noise level
+    (`exec.sampler.levels`). So lambda is the damping itself where steps are even and tensors come and are used in
+    every one, it grows with the age at use, and what is fresh (i = j) is left as it is. With one tensor only it is
+    held. Element-wise: no message is longer for it, the receiver keeps two tensors in place of one, and its cost is
+    not simulated. Ours; not in the papers.
+    """
+
+    kv: float = 0.0
+    halo: float = 0.0
+    stat: float = 0.0
+
+
+@dataclass(frozen=True)
 class Context:
     """How a rank combines its own fresh tensor with what it has of the others; the age of theirs is in the ops.
 
@@ -30,11 +47,18 @@ class Context:
     change; DistriFusion, Li et al., CVPR 2024, Eq. 2) or `local` (own band only).
     bessel: multiply the GroupNorm variance by m/(m-1), as the published DistriFusion code does and GroupNorm does not.
     equal_weights: weight every band alike in GroupNorm, as published, instead of by rows.
+    damping: stale tensors are held, or predicted from the last two. In `corrected` the mean is then that of all
+    predictions, the own one among them, plus what the own prediction missed: exact if all were right, and as published
+    if all are held.
+    skipped: a rank of stride above 1 predicts the evaluations it skips in the same way from its own last two, damped by
+    this, instead of holding the last (0).
     """
 
     stat: str = "mean"
     bessel: bool = False
     equal_weights: bool = False
+    damping: Damping = Damping()
+    skipped: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,20 @@ class Phase:
     strides: tuple[int, ...]
     ops: tuple[tuple[Op, ...], ...]
     context: Context = Context()
+
+    @cached_property
+    def made_at(self) -> dict[tuple[int, str], int]:
+        """(rank, parcel name): the grid step, counted from the beat's first, whose tensors `rank` puts in the parcel."""
+        found = {}
+        for rank, ops in enumerate(self.ops):
+            steps = [op.step for op in ops if isinstance(op, Compute)]
+            step = steps[-1] - self.steps if steps else 0  # what is sent before any Compute is of the last beat
+            for op in ops:
+                if isinstance(op, Compute):
+                    step = op.step
+                elif not isinstance(op, Wait | Observe):
+                    found[rank, op.what.name] = step
+        return found
 
     def band_group(self, rank: int) -> tuple[int, ...]:
         """The ranks that share `rank`'s branches, in image order: its own rows and the others' make the whole image."""
@@ -269,5 +307,10 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
         branches=tuple(tuple(b) for b in p["branches"]),
         strides=tuple(p["strides"]),
         ops=tuple(tuple(read(op) for op in ops) for ops in p["ops"]),
-        context=Context(**p["context"]),
+        context=_context_from_json(p["context"]),
     )
+
+
+def _context_from_json(c: dict[str, Any]) -> Context:
+    """What a document does not name has its default: older plans hold what came last."""
+    return Context(**(c | {"damping": Damping(**c.get("damping", {}))}))

@@ -8,9 +8,9 @@ gathered by all in every step.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.beats import Layout, bundles, evaluation, layout
+from planner.beats import Layout, bundles, evaluation, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
@@ -55,12 +55,15 @@ def distrifusion(
     bundle: int = 60,
     bessel: bool = False,
     equal_weights: bool = False,
+    context: str = "hold",
+    damping: float | tuple[float, float, float] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Bands on every device of the cluster, in its order.
 
     warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
     default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
-    per transfer; bessel, equal_weights: as in `planner.plan.Context`.
+    per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `hold` what came last, as published, or
+    `predict` it from the last two; damping: of the prediction, see `planner.plan.Damping`.
     """
     if mode not in MODES:
         raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -69,8 +72,10 @@ def distrifusion(
     height, _ = model.latent_size(job)
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
-    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, bessel, equal_weights)
-    knobs = {"warmup": warmup, "mode": mode, "rows": [r.count for r in where.rows], "split": split and list(split)}
+    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping))
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after)
+    rows = tuple(band.count for band in where.rows)
+    knobs = {"warmup": warmup, "mode": mode, "rows": list(rows), "split": split and list(split), "context": context}
     yield Plan("distrifusion", job, tuple(device.name for device in cluster.devices), phases, knobs)
 
 
@@ -81,13 +86,14 @@ def displaced(
     warmup: int,
     mode: Mode,
     bundle: int = 60,
-    bessel: bool = False,
-    equal_weights: bool = False,
+    after: Context = Context(),
 ) -> tuple[Phase, ...]:
-    """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows)."""
+    """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows).
+
+    after: the policy after the warm-up, in which everything is fresh and GroupNorm takes the mean.
+    """
     parcels = bundles(model, mode.stale, bundle)
-    exact = Context("mean", bessel, equal_weights)
-    after = Context(mode.stat, bessel, equal_weights)
+    exact = replace(after, stat="mean")
     ones = (1,) * len(where.rows)
 
     def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
