@@ -11,6 +11,7 @@ slow, a beat every 0.8 of the limit, where any report would be a false alarm (no
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import random
@@ -19,10 +20,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from exec.launch import Ranks
 from planner.errors import PolyrhythmError, RankFailed, RankStalled
@@ -60,7 +63,7 @@ def rank_fault(kind: str, ranks: int, limit_seconds: float, chance: random.Rando
     """One rank fails, in one of the ways of `exec.worker.FAULTS`."""
     victim, step, last = chance.randrange(ranks), chance.randrange(1, 20), [0.0]
 
-    def note(rank: int, beat: dict) -> None:
+    def note(rank: int, beat: dict[str, Any]) -> None:
         if (rank, beat["beat"]) == (victim, step):
             last[0] = time.monotonic()
 
@@ -97,7 +100,7 @@ def supervisor_fault(number: signal.Signals, ranks: int) -> Trial:
     return Trial(seconds, orphans == 0, orphans)
 
 
-def slow_ranks(trials: int, ranks: int, limit_seconds: float) -> Iterator[Trial]:
+def slow_ranks(trials: int, ranks: int, limit_seconds: float) -> list[Trial]:
     """Nothing fails: `trials` beats, each after 0.8 of the limit."""
     args = {"steps": trials, "seconds": 0.8 * limit_seconds}
     with Ranks(ranks, silent_seconds=limit_seconds) as group:
@@ -107,8 +110,7 @@ def slow_ranks(trials: int, ranks: int, limit_seconds: float) -> Iterator[Trial]
         except PolyrhythmError as alarm:
             print(f"false alarm: {alarm}", file=sys.stderr)
             right = False
-    orphans = len(alive(group.pids))
-    yield from (Trial(float("nan"), right, orphans) for _ in range(trials))
+    return [Trial(math.nan, right, len(alive(group.pids)))] * trials
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -125,9 +127,9 @@ def alive(pids: list[int]) -> list[int]:
 
 def row(name: str, trials: list[Trial]) -> str:
     times = sorted(1e3 * trial.seconds for trial in trials)
-    p50, p99 = statistics.median(times), times[-1 - len(times) // 100]
+    p50, p99 = ("-" if math.isnan(t) else f"{t:.0f}" for t in (statistics.median(times), times[-1 - len(times) // 100]))
     right, orphans = sum(trial.right for trial in trials), sum(trial.orphans for trial in trials)
-    return f"| {name} | {len(trials)} | {p50:.0f} | {p99:.0f} | {right}/{len(trials)} | {orphans} |"
+    return f"| {name} | {len(trials)} | {p50} | {p99} | {right}/{len(trials)} | {orphans} |"
 
 
 def main() -> None:
@@ -139,22 +141,20 @@ def main() -> None:
     options = parser.parse_args()
     ranks, limit, chance = options.ranks, options.limit, random.Random(options.seed)
 
-    def repeat(one: Callable[[], Trial]) -> list[Trial]:
-        return [one() for _ in range(options.trials)]
+    def show(name: str, one: Callable[[], Trial]) -> None:
+        print(row(name, [one() for _ in range(options.trials)]), flush=True)
 
+    machine = f"{platform.machine()}, {os.cpu_count()} cores under a load of {os.getloadavg()[0]:.1f}"
+    print(f"{date.today()}, {machine}; {ranks} ranks, limit {limit} s\n")
     print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {ranks} ranks, limit {limit} s, load {os.getloadavg()[0]:.1f}"
+        "| fault | trials | reported p50 ms | p99 ms | cause right | orphans |\n|---|--:|--:|--:|--:|--:|", flush=True
     )
-    print("\n| fault | trials | reported p50 ms | p99 ms | cause right | orphans |\n|---|--:|--:|--:|--:|--:|")
     for kind in [*DEATHS, *STALLS]:
-        name = f"{kind}, beyond the limit" if kind in STALLS else kind
-        print(row(name, repeat(lambda kind=kind: rank_fault(kind, ranks, limit, chance))), flush=True)
+        name = f"{kind} (beyond the limit)" if kind in STALLS else kind
+        show(name, partial(rank_fault, kind, ranks, limit, chance))
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        print(
-            row(f"supervisor gets {number.name}", repeat(lambda number=number: supervisor_fault(number, ranks))),
-            flush=True,
-        )
-    print(row("none, just slow", list(slow_ranks(options.trials, ranks, limit))))
+        show(f"supervisor gets {number.name}", partial(supervisor_fault, number, ranks))
+    print(row("none, just slow", slow_ranks(options.trials, ranks, limit)))
 
 
 if __name__ == "__main__":

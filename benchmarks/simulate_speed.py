@@ -64,7 +64,9 @@ def cluster(devices: int) -> Cluster:
     return Cluster.all_to_all(tuple(kinds), Link("nvlink3", 250e9, 5e-6))
 
 
-def median_ms(call: Callable[[], object], repeats: int, prepare: Callable[[], object] = lambda: None) -> dict[str, float]:
+def median_ms(
+    call: Callable[[], object], repeats: int, prepare: Callable[[], object] = lambda: None
+) -> dict[str, float]:
     """Median wall and processor milliseconds of `call` after two calls for warmth; `prepare` is not timed."""
     wall, busy = [], []
     for _ in range(repeats + 2):

@@ -22,7 +22,7 @@ PUBLISHED = {1024: 0.42, 2048: 1.48, 3840: 5.38}
 
 
 def context_bytes(model: Model, side: int, devices: int = 8) -> float:
-    """Bytes that a device receives in one displaced step, noise left out; the mean, as bands may differ by a granule."""
+    """Bytes that a device receives in one displaced step, noise left out; the mean over unequal bands."""
     job = Job(model.name, side, side, guidance=1, dtype="float16")
     names = [Device(str(i), "any") for i in range(devices)]
     cluster = Cluster.all_to_all(tuple(names), Link("any", 1.0, 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._raw: list[list] = []
-        self.zero = 0
+        self.zero: Any = 0
 
     def start(self) -> None:
         """Time 0 is now."""

@@ -22,13 +22,12 @@ from planner.plan import Phase, batch, parcel_bytes
 
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-
 Part = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Dated:
-    """Of which grid step and of whose band and branches the last tensor is; and the one before it, if one may predict by it."""
+    """Of which grid step, band and branches the last tensor is; and the one before it, if it is of the same and needed."""
 
     step: int
     of: tuple[Rows, tuple[str, ...]]
@@ -79,6 +78,11 @@ class Context:
             case _:
                 return self.job.batch, s.channels, rows, self.width
 
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the wire's dtype on this rank's device."""
+        return torch.empty(0, dtype=WIRE[self.job.dtype], device=next(iter(self.own.values())).device)
+
     # What travels
 
     def pack(self, what: Parcel) -> Tensor:
@@ -86,7 +90,9 @@ class Context:
         flat = torch.cat([self.own[s].reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
         planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
         if flat.nbytes != planned:
-            raise PlanError(f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?")
+            raise PlanError(
+                f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?"
+            )
         return flat
 
     def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor, step: int) -> None:
@@ -174,7 +180,9 @@ class Context:
         if tensor is not None:
             return tensor
         if not self.blank:
-            raise PlanError(f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought")
+            raise PlanError(
+                f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought"
+            )
         self.theirs.setdefault(stop, {})[rank] = torch.zeros(self.shape(self.phase, stop, rank)).to(self.own[stop])
         return self.theirs[stop][rank]
 
@@ -185,5 +193,5 @@ class Context:
 
 
 def ahead(levels: Sequence[float], use: int, last: int, before: int) -> float:
-    """How far grid step `use` is ahead of `last`, in units of the distance between `last` and `before`, by noise level."""
+    """Noise level from grid step `last` to `use`, in units of that from `before` to `last`."""
     return (levels[use] - levels[last]) / (levels[last] - levels[before])

@@ -1,8 +1,8 @@
 """Adapter for diffusers' FluxTransformer2DModel (FLUX.1): bands of rows of an image that comes as tokens.
 
 The pipeline packs 2 x 2 latent pixels into one token of 64 channels, so the seam's `full` is (b, T, 64), a band is a
-run of tokens, and stops count latent rows like everybody else's. Rows meet in attention only; what travels are the image's
-keys, already rotated by their own positions, and values. Every rank carries the text itself.
+run of tokens, and stops count latent rows like everybody else's. Rows meet in attention only; what travels are the
+image's keys, already rotated by their own positions, and values. Every rank carries the text itself.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from exec.worker import TASKS, die_with_parent, leave, take_gpu
 from planner import errors
@@ -59,7 +58,7 @@ class _Rank:
     process: subprocess.Popen[bytes]
     commands: int
     reports: int
-    log: Path
+    log: IO[bytes]
     partial: list[bytes] = field(default_factory=list)
     step: int | None = None
     steps: int | None = None
@@ -75,6 +74,8 @@ class _Rank:
 
     @property
     def at(self) -> str:
+        if self.result is not None:
+            return "after its task"
         if self.step is None:
             return "before its first step"
         return f"at step {self.step}" + (f" of {self.steps}" if self.steps is not None else "")
@@ -87,11 +88,10 @@ class _Rank:
         except OSError:
             return False
 
-    def tail(self, characters: int = 2000) -> str:
-        try:
-            return self.log.read_text(errors="replace")[-characters:].strip()
-        except OSError:
-            return ""
+    def tail(self, nbytes: int = 2000) -> str:
+        """The end of its log; read without moving the offset, which the rank shares."""
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), nbytes, max(0, size - nbytes)).decode(errors="replace").strip()
 
 
 class Ranks:
@@ -99,7 +99,7 @@ class Ranks:
 
     cores: one core per rank to pin it to. silent_seconds: how long a rank may go without a beat in a task.
     start_seconds: how long all may take to import torch and meet. log_directory: where rank0.log, rank1.log, ...
-    (stdout and stderr) stay; default: their ends are shown if something fails, then they go. On Linux the ranks die
+    (stdout and stderr) go; default: nowhere, but their ends are shown if something fails. On Linux the ranks die
     with the thread that entered the context, however it ends. Raises InputError for a count or cores that cannot be.
     """
 
@@ -128,8 +128,6 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         """Start the processes; they import torch while the caller goes on, and meet in the first `call`."""
-        self._logs = self._log_directory or Path(tempfile.mkdtemp(prefix="polyrhythm-"))
-        self._logs.mkdir(parents=True, exist_ok=True)
         self._selector = selectors.DefaultSelector()
         self._ranks, self._faults = [], []
         self._kills, self._polled = _out_of_memory_kills(), time.monotonic()
@@ -184,6 +182,9 @@ class Ranks:
             if not self._joined:
                 self._collect(self.start_seconds)
                 self._joined = True
+            self._poll(0)  # who died meanwhile did so between tasks
+            if self._faults:
+                self._raise_root_cause()
             self._on_progress, self._limit = on_progress, limit
             for rank, own in zip(self._ranks, each):
                 rank.begin(max(limit, self.silent_seconds))
@@ -223,16 +224,15 @@ class Ranks:
             time.sleep(0.002)
 
     def _let_go(self) -> None:
-        """Give back what the dead ranks leave: zombies, pipes, logs that nobody asked for."""
+        """Give back what the dead ranks leave: zombies, pipes, logs."""
         self.closed = True
         self._selector.close()
         for rank in self._ranks:
             rank.process.poll()
+            rank.log.close()
             os.close(rank.reports)
             if rank.commands >= 0:
                 os.close(rank.commands)
-        if self._log_directory is None:
-            shutil.rmtree(self._logs, ignore_errors=True)
 
     # Starting
 
@@ -261,21 +261,21 @@ class Ranks:
             "core": core,
             "timeout_seconds": max(60.0, 2 * self.silent_seconds),  # our own limits speak first
         }
-        log = self._logs / f"rank{index}.log"
+        log = self._open_log(index)
         try:
-            with open(log, "wb") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "exec.worker", json.dumps(options)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=environment | {"RANK": str(index), "LOCAL_RANK": str(index)},
-                    pass_fds=[commands_out, reports_in, *([store.fileno()] if index == 0 else [])],
-                    process_group=0,
-                )
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "exec.worker", json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment | {"RANK": str(index), "LOCAL_RANK": str(index)},
+                pass_fds=[commands_out, reports_in, *([store.fileno()] if index == 0 else [])],
+                process_group=0,
+            )
         except BaseException:
             os.close(commands)
             os.close(reports)
+            log.close()
             raise
         finally:
             os.close(commands_out)
@@ -287,6 +287,13 @@ class Ranks:
         rank = _Rank(index, name, process, commands, reports, log, seen=time.monotonic())
         self._selector.register(reports, selectors.EVENT_READ, rank)
         return rank
+
+    def _open_log(self, index: int) -> IO[bytes]:
+        """A file without a name unless a directory was asked for: nothing is left of it, however we end."""
+        if self._log_directory is None:
+            return tempfile.TemporaryFile()
+        self._log_directory.mkdir(parents=True, exist_ok=True)
+        return open(self._log_directory / f"rank{index}.log", "w+b")
 
     # Talking
 
@@ -399,7 +406,7 @@ class Ranks:
                 os.write(rank.commands, b'{"where": true}\n')
             except OSError:
                 pass
-        while time.monotonic() < end and any(rank.where is None for rank in asked):
+        while time.monotonic() < end and any(rank.where is None and not rank.stopped for rank in asked):
             self._poll(0.02)
 
     def _raise_root_cause(self) -> NoReturn:
@@ -425,7 +432,7 @@ class Ranks:
         tail = rank.tail()
         error = kind(f"{sentence}; {self.stop()}")
         if tail:
-            error.add_note(f"last lines of {rank.log.name}:\n{tail}")
+            error.add_note(f"the end of rank {rank.index}'s log:\n{tail}")
         raise error
 
 

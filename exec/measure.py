@@ -73,7 +73,14 @@ def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[di
 def time_parts(pipe: Any, request: Request, batch: int, rows: int, pace: Pace | None) -> list[tuple[float, ...]]:
     """Seconds of every part, per evaluation but the first, of a band of `rows` with `batch` items."""
     job = Job(
-        request.name, request.height, request.width, request.evaluations, 5.0, request.sampler, request.dtype, max(1, batch // 2)
+        request.name,
+        request.height,
+        request.width,
+        request.evaluations,
+        5.0,
+        request.sampler,
+        request.dtype,
+        max(1, batch // 2),
     )
     parallelize(pipe, _alone(pipe, job, batch, rows), 0, pace=pace, blank=True)
     try:
@@ -124,7 +131,9 @@ def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat
     return samples
 
 
-def _time_message(channels: Channels, me: int, ranks: int, nbytes: int, pace: Pace | None) -> tuple[float, float, float]:
+def _time_message(
+    channels: Channels, me: int, ranks: int, nbytes: int, pace: Pace | None
+) -> tuple[float, float, float]:
     """(post, total, hidden) seconds of one gather; see `planner.profile.MessageTable`."""
     group = tuple(range(ranks))
     op = Gather(Parcel("message", ()), group, CONTEXT)

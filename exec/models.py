@@ -47,11 +47,15 @@ def load_pipeline(source: str, dtype: str = "float32", device: str = "cpu", samp
                 source, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=index.is_file(), **absent
             )
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: cannot be loaded as a diffusers pipeline ({str(error).splitlines()[0]})") from error
+        raise InputError(
+            f"{source}: cannot be loaded as a diffusers pipeline ({str(error).splitlines()[0]})"
+        ) from error
     if sampler is not None and type(pipe.scheduler).__name__ != SAMPLERS[sampler]:
         flow = (sampler == "flow-euler", hasattr(pipe, "transformer"))
         if flow[0] != flow[1]:
-            raise InputError(f"sampler {sampler} does not fit {type(pipe).__name__}: flow models take flow-euler, others ddim or euler")
+            raise InputError(
+                f"sampler {sampler} does not fit {type(pipe).__name__}: flow models take flow-euler, others ddim or euler"
+            )
         pipe.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -128,5 +132,9 @@ def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, ba
     ids = found.pop("add_time_ids", None)
     if ids is not None:  # (1, 6): original size, crop, target size
         flat = [int(v) for v in ids.flatten()[:6]]
-        found |= {"original_size": (flat[0], flat[1]), "crops_coords_top_left": (flat[2], flat[3]), "target_size": (flat[4], flat[5])}
+        found |= {
+            "original_size": (flat[0], flat[1]),
+            "crops_coords_top_left": (flat[2], flat[3]),
+            "target_size": (flat[4], flat[5]),
+        }
     return {k: v.to(like.device, like.dtype) if isinstance(v, Tensor) else v for k, v in found.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from exec import preflight, sampler
@@ -24,7 +25,7 @@ from exec.pace import Pace
 from exec.run import run
 from planner.errors import InputError, NotANumber, PlanError
 from planner.model import Model
-from planner.ops import Rows
+from planner.ops import Compute, Rows
 from planner.plan import Phase, Plan, sampled_rows
 from planner.timeline import Timeline
 
@@ -50,9 +51,13 @@ def parallelize(
         rank = dist.get_rank() if dist.is_initialized() else 0
     if channels is None and plan.ranks > 1 and not blank:
         if not dist.is_initialized():
-            raise PlanError(f"the plan has {plan.ranks} ranks but torch.distributed is not initialised; start with `polyrhythm run` or torchrun")
+            raise PlanError(
+                f"the plan has {plan.ranks} ranks but torch.distributed is not initialised; start with `polyrhythm run` or torchrun"
+            )
         if dist.get_world_size() != plan.ranks:
-            raise PlanError(f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has")
+            raise PlanError(
+                f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has"
+            )
         channels = Channels(plan.channels())
     pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank)
     return pipe
@@ -69,7 +74,9 @@ def unparallelize(pipe: Any) -> Any:
 class Parallel:
     """The state of one parallel pipeline on one rank."""
 
-    def __init__(self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool) -> None:
+    def __init__(
+        self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool
+    ) -> None:
         self.plan, self.rank, self.channels, self.pace, self.blank = plan, rank, channels, pace, blank
         self.denoiser = getattr(pipe, "unet", None) or pipe.transformer
         self.scheduler = pipe.scheduler
@@ -100,15 +107,25 @@ class Parallel:
     def _check(self, plan: Plan) -> None:
         if not 0 <= self.rank < plan.ranks:
             raise PlanError(f"rank {self.rank}: the plan has ranks 0 to {plan.ranks - 1}")
+        if self.adapter.family == "flux":
+            raise InputError(
+                "FLUX pipelines pack their latents into tokens, which cannot be cut in bands yet; plan and simulate work"
+            )
         kind = sampler.kind_of(self.scheduler)
         if kind != plan.job.sampler:
-            raise InputError(f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler")
-        highest = max(op.stop for p in plan.phases for op in p.ops[self.rank] if hasattr(op, "branches"))
+            raise InputError(
+                f"the plan is for sampler {plan.job.sampler}, the pipeline has {kind}; plan anew or change pipe.scheduler"
+            )
+        highest = max(op.stop for p in plan.phases for op in p.ops[self.rank] if isinstance(op, Compute))
         if highest != self.model.latent:
-            raise PlanError(f"the plan is for a model of {highest} stops, {type(self.denoiser).__name__} here has {self.model.latent}; plan anew")
+            raise PlanError(
+                f"the plan is for a model of {highest} stops, {type(self.denoiser).__name__} here has {self.model.latent}; plan anew"
+            )
         dtype = str(self.denoiser.dtype).removeprefix("torch.")
         if dtype != plan.job.dtype:
-            raise InputError(f"the plan is for {plan.job.dtype}, the pipeline's denoiser is {dtype}; load it with dtype={plan.job.dtype}")
+            raise InputError(
+                f"the plan is for {plan.job.dtype}, the pipeline's denoiser is {dtype}; load it with dtype={plan.job.dtype}"
+            )
 
     # The three replaced methods
 
@@ -152,8 +169,11 @@ class Parallel:
         self.seam.full = pick(sample)
         band = self.seam.full[:, :, rows.start : rows.stop]
         out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
-        self.seam.at(self.model.noise, out[:, : self.model.stops[self.model.noise].channels])
-        return self.seam.context.noise()
+        channels = self.model.stops[self.model.noise].channels
+        self.seam.at(self.model.noise, out[:, :channels])
+        noise = self.seam.context.noise()
+        # PixArt also predicts variances, which its pipeline throws away: they do not travel.
+        return noise if out.shape[1] == channels else F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels))
 
     def _step(self, original: Any, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's scheduler step: own rows (or all) from sigma[i] to sigma[i + stride]; then latents are shared."""
@@ -176,15 +196,17 @@ class Parallel:
         return (sample,) if kwargs.get("return_dict", True) is False else _Output(sample)
 
     def _sampled(self, i: int, phase: Phase, rows: Rows, sample: Tensor, prediction: Tensor) -> Tensor:
-        """`rows` from sigma[i] to sigma[i + stride]; evaluations skipped on the way are held or predicted from the last two."""
+        """`rows` from sigma[i] to sigma[i + stride]; what is skipped on the way is held, or predicted from the last two."""
         band, end = slice(rows.start, rows.stop), i + phase.strides[self.rank]
-        x, v, damping, earlier = sample[:, :, band], prediction[:, :, band], phase.context.skipped, self.evaluated
-        self.evaluated = i, rows, prediction
-        if not damping or end == i + 1 or earlier is None or not (earlier[1].start <= rows.start and rows.stop <= earlier[1].stop):
+        x, v, damping = sample[:, :, band], prediction[:, :, band], phase.context.skipped
+        last, self.evaluated = self.evaluated, (i, rows, prediction)
+        known = last is not None and last[1].start <= rows.start and rows.stop <= last[1].stop
+        if not (known and damping) or end == i + 1:
             return sampler.step(self.scheduler, i, end, x, v)
+        step, _, before = last
         for j in range(i, end):
-            scale = damping * ahead(self.levels, j, i, earlier[0])
-            x = sampler.step(self.scheduler, j, j + 1, x, torch.lerp(earlier[2][:, :, band], v, 1 + scale))
+            predicted = torch.lerp(before[:, :, band], v, 1 + damping * ahead(self.levels, j, i, step))
+            x = sampler.step(self.scheduler, j, j + 1, x, predicted)
         return x
 
     # The frame of an image

@@ -47,4 +47,6 @@ def agree(channels: Channels, plan: Plan, rank: int, fields: dict[str, str]) -> 
         part = slice(32 * i, 32 * (i + 1))
         others = [r for r in group if not torch.equal(tables[r][part], tables[0][part])]
         if others:
-            raise RanksDisagree(f"ranks {others} differ from rank 0 in: {name} (rank {rank} has {fields[name][:24]!r}); give all ranks the same")
+            raise RanksDisagree(
+                f"ranks {others} differ from rank 0 in: {name} (rank {rank} has {fields[name][:24]!r}); give all ranks the same"
+            )

@@ -14,14 +14,16 @@ from exec.clock import Clock
 from exec.context import Context
 from exec.pace import Pace
 from planner.errors import PlanError
-from planner.ops import Compute, Observe, Transfer, Wait, label, name_of
+from planner.ops import Compute, Observe, Transfer, Wait, label, name_of, peers
 from planner.plan import Phase, Plan, batch, received_bytes
 from planner.timeline import Event
 
 Program = Generator[tuple[Phase, int, Compute], None, list[Event]]
 
 
-def run(plan: Plan, rank: int, context: Context, channels: Channels | None, clock: Clock, pace: Pace | None = None) -> Program:
+def run(
+    plan: Plan, rank: int, context: Context, channels: Channels | None, clock: Clock, pace: Pace | None = None
+) -> Program:
     """Perform `rank`'s ops of `plan`; yields (phase, grid step, op) at each Compute; returns the events."""
     pending: dict[str, deque[tuple[int, Transfer, Phase, int, Pending, dict]]] = defaultdict(deque)
     for phase, base, op in plan.walk(rank):
@@ -47,18 +49,22 @@ def run(plan: Plan, rank: int, context: Context, channels: Channels | None, cloc
     return clock.events()
 
 
-def _start(plan: Plan, phase: Phase, rank: int, op: Transfer, context: Context, channels: Channels) -> tuple[Pending, dict]:
+def _start(
+    plan: Plan, phase: Phase, rank: int, op: Transfer, context: Context, channels: Channels
+) -> tuple[Pending, dict]:
     if isinstance(op, Observe):
         raise PlanError(f"rank {rank}: {label(op, 0)}: no scheme observes anything yet")
-    own = {s: context.own[s] for s in op.what.stops}
-    outgoing = context.pack(op.what)
+    sends = bool(peers(op, rank)[0])
+    own = {s: context.own[s] for s in op.what.stops} if sends else {}
+    outgoing = context.pack(op.what) if sends else None
     element = plan.job.element_bytes
     sizes = {peer: n // element for peer, n in received_bytes(context.model, plan.job, phase, rank, op).items()}
-    return channels.start(op, rank, outgoing, sizes, outgoing), own
+    return channels.start(op, rank, outgoing, sizes, context.like), own
 
 
 def _keep(context: Context, phase: Phase, base: int, op: Transfer, received: dict, own: dict) -> None:
     """What a transfer of the beat at grid step `base` brought."""
+    assert not isinstance(op, Observe)
     for peer, flat in received.items():
         context.unpack(phase, op.what, peer, flat, base + phase.made_at[peer, op.what.name])
     for s, tensor in own.items():  # what the others now hold of this rank, of the same age

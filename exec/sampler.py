@@ -7,6 +7,8 @@ holding the prediction for r steps, because each is Euler in its own variable.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from planner.errors import InputError
@@ -14,7 +16,7 @@ from planner.errors import InputError
 KINDS = {"DDIMScheduler": "ddim", "EulerDiscreteScheduler": "euler", "FlowMatchEulerDiscreteScheduler": "flow-euler"}
 
 
-def kind_of(scheduler: object) -> str:
+def kind_of(scheduler: Any) -> str:
     """Name of the sampler that a diffusers scheduler is; InputError for those that carry history or draw noise."""
     kind = KINDS.get(type(scheduler).__name__)
     if kind is None:
@@ -26,11 +28,13 @@ def kind_of(scheduler: object) -> str:
     if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction") and kind != "flow-euler":
         raise InputError(f"sampler: prediction type {config.prediction_type!r} is not epsilon or v_prediction")
     if config.get("thresholding") or config.get("clip_sample") or config.get("stochastic_sampling"):
-        raise InputError("sampler: thresholding, clip_sample and stochastic_sampling look at the whole image; switch them off")
+        raise InputError(
+            "sampler: thresholding, clip_sample and stochastic_sampling look at the whole image; switch them off"
+        )
     return kind
 
 
-def scale(scheduler: object, i: int, sample: Tensor) -> Tensor:
+def scale(scheduler: Any, i: int, sample: Tensor) -> Tensor:
     """The model's input at grid step i."""
     if kind_of(scheduler) != "euler":
         return sample
@@ -38,7 +42,7 @@ def scale(scheduler: object, i: int, sample: Tensor) -> Tensor:
     return sample / (sigma**2 + 1) ** 0.5
 
 
-def levels(scheduler: object) -> list[float]:
+def levels(scheduler: Any) -> list[float]:
     """Noise level at each grid step: sigma, noise over signal for DDIM; strictly falling."""
     if kind_of(scheduler) != "ddim":
         return [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
@@ -46,7 +50,7 @@ def levels(scheduler: object) -> list[float]:
     return [float(sigma) for sigma in ((1 - signal) / signal) ** 0.5]
 
 
-def step(scheduler: object, i: int, j: int, sample: Tensor, prediction: Tensor) -> Tensor:
+def step(scheduler: Any, i: int, j: int, sample: Tensor, prediction: Tensor) -> Tensor:
     """The latent at grid step j from the latent `sample` and the model's `prediction` at grid step i < j; any rows."""
     match kind_of(scheduler):
         case "ddim":

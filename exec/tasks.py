@@ -66,7 +66,12 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
         unparallelize(pipe)
     if rank == 0 and args.get("output"):
         _save(pipe, args["output"], latents, traced)
-    return {"timelines": timelines, "wall_seconds": walls, "late": pace.late if pace else 0, "peak_memory_bytes": _peak_memory()}
+    return {
+        "timelines": timelines,
+        "wall_seconds": walls,
+        "late": pace.late if pace else 0,
+        "peak_memory_bytes": _peak_memory(),
+    }
 
 
 def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
@@ -115,9 +120,10 @@ def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tens
     picture = _decode(pipe, latents)
     partial = f"{output}.part"
     if output.endswith(".png"):
-        from diffusers.image_processor import VaeImageProcessor
+        from PIL import Image
 
-        VaeImageProcessor.numpy_to_pil(picture.permute(0, 2, 3, 1).numpy())[0].save(partial, format="png")
+        pixels = (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        Image.fromarray(pixels.numpy()).save(partial, format="png")
     else:
         tensors = {"latents": latents.float().cpu().contiguous(), "images": picture.contiguous()}
         tensors |= {f"latents.{i:03d}": t.contiguous() for i, t in enumerate(traced)}

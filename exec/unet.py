@@ -76,9 +76,7 @@ class UNetAdapter:
         return {names[m]: widths[names[m]] for m in order}
 
 
-def inputs(
-    unet: nn.Module, batch: int, height: int, width: int, device: str | torch.device, tokens: int = 77
-) -> dict:
+def inputs(unet: nn.Module, batch: int, height: int, width: int, device: str | torch.device, tokens: int = 77) -> dict:
     """Arguments of a forward at this latent size (height, width), with made-up conditioning of the right shape."""
     c, dtype = unet.config, unet.dtype
     added = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from planner.errors import InputError
 from planner.model import Model
@@ -43,14 +43,16 @@ class Layout:
 def stack(counts: Iterable[int]) -> tuple[Rows, ...]:
     """Bands of these heights, one below the other: (20, 12) -> 0:20, 20:32."""
     edges = [0, *accumulate(counts)]
-    return tuple(Rows(a, b) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(Rows(a, b) for a, b in pairwise(edges))
 
 
 def even(height: int, parts: int, granule: int) -> tuple[int, ...]:
     """Heights as equal as the granule allows, the larger first; InputError if there are fewer granules than parts."""
     granules = height // granule
     if granules < parts:
-        raise InputError(f"{height} latent rows make {granules} bands of at least {granule}; that is too few for {parts} devices")
+        raise InputError(
+            f"{height} latent rows make {granules} bands of at least {granule}; that is too few for {parts} devices"
+        )
     return tuple(granule * (granules // parts + (i < granules % parts)) for i in range(parts))
 
 
@@ -71,12 +73,18 @@ def layout(
     held: tuple[tuple[str, ...], ...] = (branches,)
     if split is not None:
         if len(branches) < 2:
-            raise InputError("guidance 1 leaves one branch; there is nothing to split (use --guidance above 1 or no --split)")
+            raise InputError(
+                "guidance 1 leaves one branch; there is nothing to split (use --guidance above 1 or no --split)"
+            )
         if len(split) != len(branches) or sum(split) != ranks or min(split) < 1:
-            raise InputError(f"split {split} must name at least one rank for each of {len(branches)} branches, {ranks} in all")
+            raise InputError(
+                f"split {split} must name at least one rank for each of {len(branches)} branches, {ranks} in all"
+            )
         sizes, held = split, tuple((branch,) for branch in branches)
     if rows is not None and len(rows) != ranks:
-        raise InputError(f"rows {','.join(map(str, rows))}: {len(rows)} bands for {ranks} ranks; give one height per rank")
+        raise InputError(
+            f"rows {','.join(map(str, rows))}: {len(rows)} bands for {ranks} ranks; give one height per rank"
+        )
     bands: list[Rows] = []
     owners: list[tuple[str, ...]] = []
     for size, own in zip(sizes, held, strict=True):

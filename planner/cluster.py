@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from planner.errors import Infeasible, InputError
@@ -114,7 +115,7 @@ class Cluster:
             path = networkx.shortest_path(self.graph, a, b)
         except networkx.NetworkXNoPath as error:
             raise Infeasible(f"cluster: no link between {a} and {b}; add one, e.g. --link pcie4-x16") from error
-        hops = [self.graph.edges[edge]["link"] for edge in zip(path, path[1:], strict=False)]
+        hops = [self.graph.edges[edge]["link"] for edge in pairwise(path)]
         narrow = min(hops, key=lambda hop: hop.bytes_per_second)
         route = Link(narrow.kind, narrow.bytes_per_second, sum(hop.latency_seconds for hop in hops), narrow.source)
         self._direct[a, b] = self._direct[b, a] = route

@@ -71,7 +71,9 @@ class Cost:
                 found = [table.at(0, stop, rows) for stop in range(len(self.model.stops))]
                 sums, said = [seconds for seconds, _ in found], found[-1][1]
             if not all(map(isfinite, sums)):
-                raise InputError(f"device {name}: seconds of {self.model.name} in the profile are not all finite; measure anew")
+                raise InputError(
+                    f"device {name}: seconds of {self.model.name} in the profile are not all finite; measure anew"
+                )
             self.provenance = worst(self.provenance, said)
             self._sums[key] = [seconds / (1 - device.occupancy) for seconds in accumulate(sums, max)]
         return self._sums[key]

@@ -102,7 +102,9 @@ class Model:
         for name, pixels in (("height", job.height), ("width", job.width)):
             if pixels % unit:
                 near = max(unit, round(pixels / unit) * unit)
-                raise InputError(f"{name} {pixels} is not a multiple of {unit} pixels, as {self.name} needs; take {near}")
+                raise InputError(
+                    f"{name} {pixels} is not a multiple of {unit} pixels, as {self.name} needs; take {near}"
+                )
         return job.height // self.vae_scale, job.width // self.vae_scale
 
     def flops(self, start: int, stop: int, rows: int, height: int, width: int, batch: int = 1) -> float:
@@ -125,11 +127,15 @@ class Model:
     def from_json(document: dict[str, Any]) -> Model:
         """Inverse of `to_json`; InputError if the document is not a model description."""
         try:
-            fields = {k: document[k] for k in ("name", "family", "latent_channels", "vae_scale", "granule", "parameters")}
+            fields = {
+                k: document[k] for k in ("name", "family", "latent_channels", "vae_scale", "granule", "parameters")
+            }
             stops = tuple(Stop(*s) for s in document["stops"])
             parts = tuple(Part(*p) for p in document["parts"])
         except (KeyError, TypeError) as error:
             raise InputError(f"not a model description: {error}") from error
         if len(parts) != len(stops) - 1 or len(stops) < 3:
-            raise InputError(f"model {fields['name']}: {len(stops)} stops need {len(stops) - 1} parts, not {len(parts)}")
+            raise InputError(
+                f"model {fields['name']}: {len(stops)} stops need {len(stops) - 1} parts, not {len(parts)}"
+            )
         return Model(**fields, stops=stops, parts=parts, source=document.get("source", ""))

@@ -124,7 +124,13 @@ class Plan:
 
     def channels(self) -> tuple[str, ...]:
         """Names of the channels used, sorted."""
-        used = {op.channel for phase in self.phases for rank in phase.ops for op in rank if not isinstance(op, Compute | Wait)}
+        used = {
+            op.channel
+            for phase in self.phases
+            for rank in phase.ops
+            for op in rank
+            if not isinstance(op, Compute | Wait)
+        }
         return tuple(sorted(used))
 
     @cached_property
@@ -148,7 +154,9 @@ class Plan:
         """Inverse of `to_json`; InputError if the document is not a plan of this schema version."""
         version = document.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise InputError(f"plan: schema_version {version!r} is not {SCHEMA_VERSION}; make the plan anew with `polyrhythm plan`")
+            raise InputError(
+                f"plan: schema_version {version!r} is not {SCHEMA_VERSION}; make the plan anew with `polyrhythm plan`"
+            )
         try:
             return Plan(
                 scheme=str(document["scheme"]),
@@ -162,7 +170,9 @@ class Plan:
 
     def grid(self, width: int = 6) -> str:
         """The plan as text: a column per rank, a line per op, beats folded; long beats show their first and last ops."""
-        out = [f"{self.scheme} | {self.job.model} {self.job.height}x{self.job.width} | {self.steps} steps | {self.digest[:12]}"]
+        out = [
+            f"{self.scheme} | {self.job.model} {self.job.height}x{self.job.width} | {self.steps} steps | {self.digest[:12]}"
+        ]
         for phase in self.phases:
             every = f", {phase.steps} grid steps each" if phase.steps > 1 else ""
             out.append(f"{phase.name}: {phase.beats} x beat{every}")

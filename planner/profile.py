@@ -38,7 +38,9 @@ class PartTable:
 
     def __post_init__(self) -> None:
         if not self.rows or list(self.rows) != sorted(set(self.rows)) or len(self.seconds) != len(self.rows):
-            raise InputError(f"profile: table of {self.device}/{self.model}: rows must ascend, one line of seconds each")
+            raise InputError(
+                f"profile: table of {self.device}/{self.model}: rows must ascend, one line of seconds each"
+            )
 
     @cached_property
     def _sums(self) -> list[list[float]]:

@@ -128,7 +128,7 @@ def simulate(plan: Plan, cluster: Cluster, profile: Profile | None = None) -> Pe
 
 
 def _simulated(plan: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Performance:
-    check(plan, model, cluster)
+    check(plan, model)
     return Performance(plan, perform(plan, model, cluster, profile))
 
 
@@ -150,7 +150,7 @@ def run(
     nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. Raises InputError without
     torch, RankFailed, RankStalled, RanksDisagree or NotANumber where the run ends badly.
     """
-    check(plan, load_model(plan.job.model), cluster)
+    check(plan, load_model(plan.job.model))
     need_torch()
     from polyrhythm import local
 
@@ -229,7 +229,7 @@ def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = 
     """
     model = load_model(job.model)
     made = _made(scheme, knobs, model, job, cluster, profile)
-    check(made, model, cluster)
+    check(made, model)
     return made
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -183,9 +184,12 @@ def scheme(
 def _numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
     """`20,12` -> (20, 12)."""
     try:
-        return tuple(kind(word) for word in text.split(","))
+        numbers = tuple(kind(word) for word in text.split(","))
     except ValueError:
+        numbers = ()
+    if not numbers or not all(map(isfinite, numbers)):
         _misused(f"--{name} {text!r}: give {'whole ' if kind is int else ''}numbers with commas between, e.g. 1,2")
+    return numbers
 
 
 ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="Measured seconds, from `fit`.")]

@@ -87,12 +87,14 @@ def demo(
     out: str = "demo-out",
     quick: bool = False,
     seed: int = 0,
+    only: tuple[str, ...] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> Demo:
     """Measure, fit, plan, simulate, run and compare on this machine; writes tables, pictures and timelines to `out`.
 
     speeds: relative speed of each process. competitor: instead of pacing, the slow processes share their core with
-    1/speed - 1 busy processes. quick: fewer sizes and repeats, one model, for a first look.
+    1/speed - 1 busy processes. quick: fewer sizes and repeats, one model, for a first look. only: names of the rows
+    wanted, all by default.
     """
     began = time.monotonic()
     home = Path(out)
@@ -105,7 +107,7 @@ def demo(
     with Machine(cluster, competitors=busy, progress=progress) as here:
         for name in models:
             here.nominal = None
-            found = _one_model(here, name, steps, seed, quick, home, progress)
+            found = _one_model(here, name, steps, seed, quick, only, home, progress)
             for row, predicted, measured, picture in found:
                 rows.append(row)
                 shown.append((f"{name} {row.scheme}", predicted, measured))
@@ -137,7 +139,14 @@ Found = tuple[Row, Timeline, Timeline, np.ndarray]
 
 
 def _one_model(
-    here: Machine, name: str, steps: int, seed: int, quick: bool, home: Path, progress: Callable[[str], None]
+    here: Machine,
+    name: str,
+    steps: int,
+    seed: int,
+    quick: bool,
+    only: tuple[str, ...],
+    home: Path,
+    progress: Callable[[str], None],
 ) -> list[Found]:
     directory, model = model_directory(name), load_model(name)
     sampler = "ddim" if model.family == "unet" else "flow-euler"
@@ -158,6 +167,8 @@ def _one_model(
     fewer = replace(job, steps=max(2, math.ceil(steps * best / single)))
     rival = candidates(fewer, model, here.cluster, profile)[0]
     for candidate in [*plans, Candidate(f"single, {fewer.steps} steps", rival.plan)]:
+        if only and candidate.name not in only:
+            continue
         progress(f"{name}: {candidate.name}")
         row, predicted, measured, picture = _one_row(here, candidate, model, profile, directory, home, reference)
         if reference is None:
@@ -250,9 +261,15 @@ def _write(
         return buffer.getvalue()
 
     tiles = [(label, (picture[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)) for label, picture in pictures]
-    lines = [np.hstack([t for label, t in tiles if label.split()[0] == model]) for model in dict.fromkeys(r.model for r in rows)]
+    lines = [
+        np.hstack([t for label, t in tiles if label.split()[0] == model])
+        for model in dict.fromkeys(r.model for r in rows)
+    ]
     images, page = home / "images.png", home / "report.html"
     write(images, png(np.vstack(lines)))
-    table = [asdict(row) | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))} for row in rows]
+    table = [
+        asdict(row) | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))}
+        for row in rows
+    ]
     write(page, report.html("Polyrhythm demo", table, shown, [(label, png(tile)) for label, tile in tiles]))
     return [images, page]

@@ -100,7 +100,13 @@ class Machine:
         self.nominal = Profile(tuple(_slower(table, PACE) for table in tables))
 
     def measure(
-        self, model: str, name: str, job: Job, rows: tuple[int, ...], nbytes: tuple[int, ...] = MESSAGE_SIZES, repeats: int = 3
+        self,
+        model: str,
+        name: str,
+        job: Job,
+        rows: tuple[int, ...],
+        nbytes: tuple[int, ...] = MESSAGE_SIZES,
+        repeats: int = 3,
     ) -> Trace:
         """Time parts on bands of `rows` latent rows, and gathers of `nbytes`, on the devices as they are."""
         self.calibrate(model, name, job)
@@ -190,7 +196,9 @@ class Machine:
         names = [device.name for device in self.cluster.devices]
         missing = [device for device in plan.devices if device not in names]
         if missing:
-            raise InputError(f"the plan wants device {missing[0]!r}; this machine's processes are {', '.join(names)} (--devices)")
+            raise InputError(
+                f"the plan wants device {missing[0]!r}; this machine's processes are {', '.join(names)} (--devices)"
+            )
         return [names.index(device) for device in plan.devices]
 
     def _paces(self) -> list[dict[str, Any] | None]:
@@ -208,7 +216,12 @@ def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
 
 
 def measure(
-    cluster: Cluster, model: str, description: Model, job: Job, rows: tuple[int, ...] | None = None, **machine_options: Any
+    cluster: Cluster,
+    model: str,
+    description: Model,
+    job: Job,
+    rows: tuple[int, ...] | None = None,
+    **machine_options: Any,
 ) -> tuple[Trace, Profile | None]:
     """Start this machine's processes, time `model` and the links; the trace, and what paced devices were paced by."""
     rows = rows or _sizes(description.name, job.height, 14, description)
@@ -216,7 +229,9 @@ def measure(
         return here.measure(model, description.name, job, rows), here.nominal
 
 
-def run(plan: Plan, model: str, cluster: Cluster, *, nominal: Profile | None = None, backend: str = "gloo", **what: Any) -> RunResult:
+def run(
+    plan: Plan, model: str, cluster: Cluster, *, nominal: Profile | None = None, backend: str = "gloo", **what: Any
+) -> RunResult:
     """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`."""
     with Machine(cluster, backend=backend, nominal=nominal) as here:
         return here.run(plan, model, **what)
@@ -243,9 +258,12 @@ def machine() -> dict[str, Any]:
             return None
 
     names = ("torch", "diffusers", "numpy", "simpy")
-    return {"cores": os.cpu_count(), "processor": _processor(), "system": platform.platform(), "python": platform.python_version()} | {
-        name: installed(name) for name in names
-    }
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    } | {name: installed(name) for name in names}
 
 
 def _processor() -> str:
@@ -276,4 +294,3 @@ def _competitor(core: int) -> subprocess.Popen[bytes]:
     """A process that keeps `core` busy for ever; it dies with us."""
     code = f"import ctypes, os; ctypes.CDLL(None).prctl(1, 9); os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
     return subprocess.Popen([sys.executable, "-c", code])
-

@@ -36,6 +36,19 @@ Waiting = dict[int, tuple[int, Turn]]  # rank: grid step and transfer of its lat
 _UNFINISHED: Row = (-1, "", "", 0, 0, 0, 0, 0)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Many small objects that last and hardly a cycle: collecting would take a sixth of the time and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def run(
     plan: Plan,
     model: Model,
@@ -52,19 +65,22 @@ def run(
     whom) and for a transfer without its Wait or the reverse; InputError where cost or load is unusable.
     """
     cost = cost or Cost(model, plan.job, cluster, profile)
-    with _collector_paused():
-        prices = Prices(plan, model, cost)
-        speeds = [Speed(cluster.device(name).occupancy, (load or {}).get(name, ())) for name in plan.devices]
-        rows = _simulate(plan, prices, speeds)
-        events = list(map(partial(tuple.__new__, Event), rows))
+    prices = Prices(plan, model, cost)
+    speeds = [Speed(cluster.device(name).occupancy, (load or {}).get(name, ())) for name in plan.devices]
+    rows = chain.from_iterable(_simulate(plan, prices, speeds))
+    events = list(map(partial(tuple.__new__, Event), rows))
     return Timeline("simulated", plan.digest, plan.devices, events, prices.received, {"seconds": cost.provenance})
 
 
-def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> Iterator[Row]:
-    """Perform all ranks; the rows of rank 0, then of rank 1, ..."""
+def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> list[list[Row]]:
+    """Perform all ranks; the rows of each."""
     clock, waiting = Clock(), Waiting()
     channels = Channels(clock, plan.ranks)
-    ranks = [clock.process(_perform(plan, r, prices, speeds[r], channels, waiting)) for r in range(plan.ranks)]
+    logs: list[list[Row]] = [[] for _ in plan.devices]
+    ranks = [
+        clock.process(_perform(plan, rank, prices, speeds[rank], channels, waiting, log))
+        for rank, log in enumerate(logs)
+    ]
     finished = clock.all_of(ranks)
     try:
         clock.run(until=finished)
@@ -73,14 +89,13 @@ def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> Iterator[Row]:
             raise
         stuck = {rank: waiting[rank] for rank, process in enumerate(ranks) if process.is_alive}
         raise PlanError(_deadlock(stuck)) from error
-    return chain.from_iterable(process.value or () for process in ranks)
+    return logs
 
 
 def _perform(
-    plan: Plan, rank: int, prices: Prices, speed: Speed, channels: Channels, waiting: Waiting
-) -> Generator[simpy.Event, None, list[Row]]:
-    """Perform `rank`'s ops of `plan`; returns the rows of its events."""
-    log: list[Row] = []
+    plan: Plan, rank: int, prices: Prices, speed: Speed, channels: Channels, waiting: Waiting, log: list[Row]
+) -> Generator[simpy.Event, None, None]:
+    """Perform `rank`'s ops of `plan` and log the rows of its events."""
     pending: dict[str, deque[Turn]] = defaultdict(deque)
     now = 0
     for (_, base, op), price in zip(plan.walk(rank), prices.walk(rank), strict=True):
@@ -107,7 +122,6 @@ def _perform(
     for name, turns in pending.items():
         if turns:
             raise PlanError(f"rank {rank} never waits for {name!r}, which it started in step {turns[0].step}")
-    return log
 
 
 def _oldest(pending: dict[str, deque[Turn]], op: Wait, rank: int, step: int) -> Turn:
@@ -140,15 +154,3 @@ def _deadlock(stuck: Waiting) -> str:
 
 def _listed(ranks: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(ranks)))
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Many small objects that last and no cycles: collecting would cost a tenth of the time and find nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

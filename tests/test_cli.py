@@ -301,6 +301,7 @@ USAGE = [
     (["plan", *TWO, "--scheme", "cfg", "--warmup", "2"], "takes no knobs"),
     (["plan", *TWO, "--scheme", "distrifusion", "--strides", "1,2"], "warmup"),
     (["plan", *TWO, "--rows", "20,x"], "--rows"),
+    (["plan", *TWO, "--thresholds", "nan,nan"], "--thresholds"),
     (["plan", "--model", "sdxl"], "--devices"),
     (["plan", "--devices", "t4"], "--model"),
     (["plan", *TWO, "--cluster", "c.toml"], "--cluster"),

@@ -66,7 +66,9 @@ def described(home: Path) -> Model:
 def plan_for(model: Model, scheme: str, ranks: int, sampler: str, **knobs: Any) -> Plan:
     job = Job(model.name, 32, 32, STEPS, 4.0, sampler, "float32")
     cluster = cluster_from_flags(f"cpu*{ranks}" if ranks > 1 else "cpu")
-    cluster = type(cluster)(tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in cluster.devices), cluster.links)
+    cluster = type(cluster)(
+        tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in cluster.devices), cluster.links
+    )
     plan = next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster), **knobs))
     check(plan, model)
     return plan
@@ -132,7 +134,13 @@ STALE = [
 
 @pytest.mark.parametrize(("family", "scheme", "ranks", "knobs"), STALE)
 def test_stale_plans_mirror_repeat_and_move_the_planned_bytes(
-    family: str, scheme: str, ranks: int, knobs: dict[str, Any], machine: Machine, homes: dict[str, Path], tmp_path: Path,
+    family: str,
+    scheme: str,
+    ranks: int,
+    knobs: dict[str, Any],
+    machine: Machine,
+    homes: dict[str, Path],
+    tmp_path: Path,
     references: dict[tuple[str, str], np.ndarray],
 ) -> None:
     """Close to the exact image; the same bits again; the ops of the simulator in its order; the bytes of the plan."""
@@ -178,7 +186,9 @@ def test_same_pipeline_object_and_back(homes: dict[str, Path], references: dict[
     assert np.array_equal(tiny.call(pipe, home, STEPS).numpy(), references["unet", "ddim"])
 
 
-def test_interrupted_image_leaves_no_state(homes: dict[str, Path], references: dict[tuple[str, str], np.ndarray]) -> None:
+def test_interrupted_image_leaves_no_state(
+    homes: dict[str, Path], references: dict[tuple[str, str], np.ndarray]
+) -> None:
     home = homes["unet"]
     pipe = parallelize(load_pipeline(str(home)), plan_for(described(home), "single", 1, "ddim"))
 
@@ -203,4 +213,6 @@ def test_wrong_calls_are_refused_in_one_sentence(homes: dict[str, Path]) -> None
     with pytest.raises(PlanError, match="not initialised"):
         parallelize(load_pipeline(str(home)), plan_for(model, "cfg", 2, "ddim"))
     with pytest.raises(PlanError, match="plan anew"):
-        parallelize(load_pipeline(str(homes["mmdit"]), sampler="flow-euler"), plan_for(model, "single", 1, "flow-euler"))
+        parallelize(
+            load_pipeline(str(homes["mmdit"]), sampler="flow-euler"), plan_for(model, "single", 1, "flow-euler")
+        )

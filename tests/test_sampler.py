@@ -43,7 +43,9 @@ def test_single_steps_equal_diffusers(name: str) -> None:
         x = expected
 
 
-@pytest.mark.parametrize("name", [n for n in schedulers(2) if "v_prediction" not in n and "trailing" not in n and "linspace" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in schedulers(2) if "v_prediction" not in n and "trailing" not in n and "linspace" not in n]
+)
 @pytest.mark.parametrize("stride", [2, 4])
 def test_a_stride_is_the_held_prediction(name: str, stride: int) -> None:
     """sigma[i] -> sigma[i + r] equals r steps with the same prediction: each sampler is Euler in its own variable."""

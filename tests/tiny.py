@@ -37,7 +37,12 @@ def unet_pipeline(home: Path) -> Path:
         use_linear_projection=True,
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
     pipe = StableDiffusionXLPipeline(vae=_vae(None), unet=unet, scheduler=scheduler, add_watermarker=False, **nothing)
@@ -85,7 +90,9 @@ def call(pipe: Any, home: Path, steps: int, guidance: float = 4.0, **more: Any) 
 
 
 def _vae(shift: float | None) -> AutoencoderKL:
-    return AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4, sample_size=32, shift_factor=shift)
+    return AutoencoderKL(
+        block_out_channels=(4,), norm_num_groups=2, latent_channels=4, sample_size=32, shift_factor=shift
+    )
 
 
 def _embeds(tokens: int, width: int, pooled: int) -> dict[str, torch.Tensor]:

@@ -25,7 +25,14 @@ from polyrhythm.local import Machine
 from traces.clusters import cluster_from_flags
 
 LIMIT = 1e-4
-INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "add_time_ids")
+INPUTS = (
+    "latents",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+    "add_time_ids",
+)
 
 
 def main() -> int:
@@ -61,7 +68,11 @@ def differences(here: Machine, file: Path, pipeline: Path, scratch: Path) -> lis
     job = Job("oracle", height, width, steps, float(about["guidance"]), "ddim", "float32")
     model = described(pipeline)
     cost = Cost(model, job, here.cluster)
-    knobs = {"warmup": int(about["synchronous_steps"]), "mode": about["mode"], "bessel": about["bessel"] in ("True", "on", "1", "true")}
+    knobs = {
+        "warmup": int(about["synchronous_steps"]),
+        "mode": about["mode"],
+        "bessel": about["bessel"] in ("True", "on", "1", "true"),
+    }
     plan = next(distrifusion(job, model, here.cluster, cost, **knobs))
     here.run(plan, str(pipeline), embeds=str(embeds), output=str(output), trace_latents=True)
     ours = load_file(output)
@@ -84,7 +95,9 @@ def build_pipeline(model: Path, home: Path) -> Path:
     unet = UNet2DConditionModel.from_pretrained(model / "unet")
     scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
     nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    StableDiffusionXLPipeline(vae=vae, unet=unet, scheduler=scheduler, add_watermarker=False, **nothing).save_pretrained(home)
+    StableDiffusionXLPipeline(
+        vae=vae, unet=unet, scheduler=scheduler, add_watermarker=False, **nothing
+    ).save_pretrained(home)
     return home
 
 

@@ -24,7 +24,9 @@ def cfg(job: Job, model: Model, cluster: Cluster, cost: Cost) -> Generator[Plan,
     """
     ranks = len(job.branches)
     if ranks < 2:
-        raise Infeasible("cfg: guidance 1 leaves one branch; there is nothing to split. Use another scheme or --guidance above 1")
+        raise Infeasible(
+            "cfg: guidance 1 leaves one branch; there is nothing to split. Use another scheme or --guidance above 1"
+        )
     if len(cluster.devices) < ranks:
         raise Infeasible(f"cfg: {ranks} branches need {ranks} devices, the cluster has {len(cluster.devices)}")
     height, _ = model.latent_size(job)

@@ -98,13 +98,17 @@ def displaced(
 
     def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
         ops = tuple(
-            tuple(evaluation(model, where, r, 0, fresh, parcels, receive, send, noise=where.everyone)) for r in where.everyone
+            tuple(evaluation(model, where, r, 0, fresh, parcels, receive, send, noise=where.everyone))
+            for r in where.everyone
         )
         return Phase(name, beats, 1, where.rows, where.branches, ones, ops, context)
 
     late = steps - warmup
     if not mode.stale:
-        phases = [phase("warm-up", warmup, exact, ALL, False, False), phase("steady", late, after, mode.fresh, False, False)]
+        phases = [
+            phase("warm-up", warmup, exact, ALL, False, False),
+            phase("steady", late, after, mode.fresh, False, False),
+        ]
     else:
         phases = [
             phase("warm-up", warmup, exact, ALL, False, False),

@@ -13,7 +13,9 @@ from planner.plan import Phase, Plan
 from planner.timeline import Seen
 
 
-def single(job: Job, model: Model, cluster: Cluster, cost: Cost, *, device: str | None = None) -> Generator[Plan, Seen, None]:
+def single(
+    job: Job, model: Model, cluster: Cluster, cost: Cost, *, device: str | None = None
+) -> Generator[Plan, Seen, None]:
     """All on `device`, by default the one that is predicted fastest."""
     height, _ = model.latent_size(job)
     batch = job.batch * len(job.branches)
