@@ -9,7 +9,8 @@ group; `noise` (b, C, n, W); `latent` (images, C, n, W).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from planner.plan import Phase, batch, parcel_bytes
 
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+WHOLE = Parcel("whole", ())
 Part = Callable[[Tensor], Tensor]
 
 
@@ -63,14 +65,14 @@ class Context:
     def rows(self) -> Rows:
         return self.phase.rows[self.rank]
 
-    def shape(self, phase: Phase, stop: int, rank: int) -> tuple[int, ...]:
-        """Shape of `rank`'s own tensor at `stop`."""
+    def shape(self, phase: Phase, stop: int, rank: int, what: Parcel = WHOLE) -> tuple[int, ...]:
+        """Shape of `rank`'s own tensor at `stop`, or of the part of it that is in `what`."""
         s, items, rows = self.model.stops[stop], batch(phase, rank, self.job), phase.rows[rank].count
         match s.kind:
             case "kv":
-                return items, (rows // s.scale) * (self.width // s.scale), s.channels
+                return items, s.positions(rows, self.width, what.portion), s.channels
             case "halo":
-                return 2, items, s.channels, s.pad, self.width // s.scale
+                return 2 if what.part == "own" else 1, items, s.channels, s.pad, self.width // s.scale
             case "stat":
                 return items, s.channels, 2
             case "noise":
@@ -87,7 +89,7 @@ class Context:
 
     def pack(self, what: Parcel) -> Tensor:
         """Own tensors of the parcel, flattened one after the other in the job's dtype; its size is the planned one."""
-        flat = torch.cat([self.own[s].reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
+        flat = torch.cat([self._cut(s, what).reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
         planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
         if flat.nbytes != planned:
             raise PlanError(
@@ -99,10 +101,19 @@ class Context:
         """Keep `source`'s tensors of the parcel, made at grid step `step`, as its last."""
         at = 0
         for s in what.stops:
-            shape = self.shape(phase, s, source)
+            shape = self.shape(phase, s, source, what)
             count = torch.Size(shape).numel()
             self.keep(phase, s, source, flat[at : at + count].view(shape), step)
             at += count
+
+    def _cut(self, stop: int, what: Parcel) -> Tensor:
+        """The part of the own tensor at `stop` that is in `what`."""
+        own, kind = self.own[stop], self.model.stops[stop].kind
+        if what.part == "own" or kind not in ("kv", "halo"):
+            return own
+        if kind == "halo":
+            return own[:1] if what.part == "top" else own[1:]
+        return _nearest(own, self.shape(self.phase, stop, self.rank, what)[1], what.part == "top")
 
     def keep(self, phase: Phase, stop: int, rank: int, tensor: Tensor, step: int) -> None:
         """`tensor` of grid step `step` is now `rank`'s last; with it goes the one before, if the policy needs it."""
@@ -115,10 +126,18 @@ class Context:
     # How own and theirs combine
 
     def keys_values(self, stop: int) -> Tensor:
-        """(b, T of the whole image, 2C): the others' last around the own fresh, in image order."""
+        """(b, T of what attention sees, 2C): the others' last around the own fresh, in image order."""
         if len(self.group) == 1:
             return self.own[stop]
-        return torch.cat([self.own[stop] if r == self.rank else self.stale(stop, r) for r in self.group], dim=1)
+        place, seen = self.group.index(self.rank), []
+        for other, rank in enumerate(self.group):
+            portion = self.phase.context.sees(place, other)
+            if rank == self.rank:
+                seen.append(self.own[stop])
+            elif portion > 0:
+                count = self.shape(self.phase, stop, rank, replace(WHOLE, portion=portion))[1]
+                seen.append(self.stale(stop, rank, partial(_nearest, count=count, top=other > place)))
+        return torch.cat(seen, dim=1)
 
     def edges(self, stop: int) -> tuple[Tensor, Tensor]:
         """Rows above and below the own band, (b, C, pad, W) each; zeros beyond the image."""
@@ -190,6 +209,11 @@ class Context:
         if phase.context.equal_weights:
             return {r: 1 / len(self.group) for r in self.group}
         return {r: phase.rows[r].count / self.height for r in self.group}
+
+
+def _nearest(tensor: Tensor, count: int, top: bool) -> Tensor:
+    """The first or the last `count` tokens of (b, T, 2C), or of the nearest part of it that there is."""
+    return tensor[:, :count] if top else tensor[:, tensor.shape[1] - count :]
 
 
 def ahead(levels: Sequence[float], use: int, last: int, before: int) -> float:

@@ -50,6 +50,8 @@ class Context:
     damping: stale tensors are held, or predicted from the last two. In `corrected` the mean is then that of all
     predictions, the own one among them, plus what the own prediction missed: exact if all were right, and as published
     if all are held.
+    above, below: how many of the bands on either side self-attention sees, nearest first: 0.3 is the nearest 0.3 of the
+    neighbour's tokens, 1.5 all of the neighbour's and half of the next one's; None is all. Own tokens are always seen.
     skipped: a rank of stride above 1 predicts the evaluations it skips in the same way from its own last two, damped by
     this, instead of holding the last (0).
     """
@@ -59,6 +61,13 @@ class Context:
     equal_weights: bool = False
     damping: Damping = Damping()
     skipped: float = 0.0
+    above: float | None = None
+    below: float | None = None
+
+    def sees(self, place: int, other: int) -> float:
+        """Portion of band `other` that attention of band `place` sees; both count the bands of a group from the top."""
+        reach = self.above if other < place else self.below
+        return 1.0 if reach is None else min(max(reach - (abs(place - other) - 1), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -201,7 +210,7 @@ def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel) 
     """Bytes of `rank`'s own `what`. A latent travels once, whatever the number of branches."""
     _, width = model.latent_size(job)
     items = job.batch if what.stops == (model.latent,) else batch(phase, rank, job)
-    return model.elements(what.stops, phase.rows[rank], width, items) * job.element_bytes
+    return model.elements(what, phase.rows[rank], width, items) * job.element_bytes
 
 
 def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer) -> tuple[int, ...]:
@@ -247,10 +256,10 @@ def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
 
 
 def _phase_to_json(phase: Phase) -> dict[str, Any]:
-    parcels: dict[str, tuple[int, ...]] = {}
+    parcels: dict[str, Parcel] = {}
     for op in (op for ops in phase.ops for op in ops):
         if not isinstance(op, Compute | Wait | Observe):
-            if parcels.setdefault(op.what.name, op.what.stops) != op.what.stops:
+            if parcels.setdefault(op.what.name, op.what) != op.what:
                 raise InputError(f"plan: phase {phase.name} has two parcels called {op.what.name!r}")
     return {
         "name": phase.name,
@@ -260,9 +269,21 @@ def _phase_to_json(phase: Phase) -> dict[str, Any]:
         "branches": [list(b) for b in phase.branches],
         "strides": list(phase.strides),
         "context": asdict(phase.context),
-        "parcels": {name: list(stops) for name, stops in parcels.items()},
+        "parcels": {name: _parcel_to_json(parcel) for name, parcel in parcels.items()},
         "ops": [[_op_to_json(op) for op in ops] for ops in phase.ops],
     }
+
+
+def _parcel_to_json(parcel: Parcel) -> list[Any] | dict[str, Any]:
+    """The stops alone, if all of the own tensors travel."""
+    stops = list(parcel.stops)
+    return stops if parcel.part == "own" else {"stops": stops, "part": parcel.part, "portion": parcel.portion}
+
+
+def _parcel_from_json(name: str, parcel: list[Any] | dict[str, Any]) -> Parcel:
+    if isinstance(parcel, list):
+        return Parcel(name, tuple(parcel))
+    return Parcel(name, tuple(parcel["stops"]), parcel["part"], parcel["portion"])
 
 
 def _op_to_json(op: Op) -> list[Any]:
@@ -286,7 +307,7 @@ def _op_to_json(op: Op) -> list[Any]:
 
 
 def _phase_from_json(p: dict[str, Any]) -> Phase:
-    parcels = {name: Parcel(name, tuple(stops)) for name, stops in p["parcels"].items()}
+    parcels = {name: _parcel_from_json(name, parcel) for name, parcel in p["parcels"].items()}
 
     def read(op: list[Any]) -> Op:
         match op:

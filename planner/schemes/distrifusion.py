@@ -7,15 +7,16 @@ gathered by all in every step.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from planner.beats import Layout, bundles, evaluation, layout, prediction
+from planner.beats import Layout, Message, bundles, evaluation, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
+from planner.ops import Op
 from planner.plan import Context, Phase, Plan
 from planner.timeline import Seen
 
@@ -56,7 +57,7 @@ def distrifusion(
     bessel: bool = False,
     equal_weights: bool = False,
     context: str = "hold",
-    damping: float | tuple[float, float, float] | None = None,
+    damping: float | tuple[float, ...] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Bands on every device of the cluster, in its order.
 
@@ -87,21 +88,27 @@ def displaced(
     mode: Mode,
     bundle: int = 60,
     after: Context = Context(),
+    behind: Callable[[int], tuple[Message, ...]] | None = None,
 ) -> tuple[Phase, ...]:
     """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows).
 
-    after: the policy after the warm-up, in which everything is fresh and GroupNorm takes the mean.
+    after: the policy after the warm-up, in which everything is fresh and seen and GroupNorm takes the mean.
+    behind: what a rank sends after the warm-up, in place of gathering the stale kinds in bundles.
     """
-    parcels = bundles(model, mode.stale, bundle)
-    exact = replace(after, stat="mean")
+    parcels = bundles(model, mode.stale, bundle) if behind is None else ()
+    exact = replace(after, stat="mean", above=None, below=None)
     ones = (1,) * len(where.rows)
 
     def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
-        ops = tuple(
-            tuple(evaluation(model, where, r, 0, fresh, parcels, receive, send, noise=where.everyone))
-            for r in where.everyone
-        )
-        return Phase(name, beats, 1, where.rows, where.branches, ones, ops, context)
+        def ops(rank: int) -> list[Op]:
+            messages = behind(rank) if behind and name != "warm-up" else ()
+            everyone = where.everyone
+            return evaluation(
+                model, where, rank, 0, fresh, parcels, receive, send, noise=everyone, messages=messages
+            )
+
+        every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
+        return Phase(name, beats, 1, where.rows, where.branches, ones, every_rank, context)
 
     late = steps - warmup
     if not mode.stale:

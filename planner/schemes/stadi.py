@@ -57,7 +57,7 @@ def stadi(
     bessel: bool = False,
     equal_weights: bool = False,
     context: str = "hold",
-    damping: float | tuple[float, float, float] | None = None,
+    damping: float | tuple[float, ...] | None = None,
     skipped: str = "hold",
 ) -> Generator[Plan, Seen, None]:
     """Bands on the devices that help; with all strides 1 the very phases of `distrifusion`.
