@@ -29,7 +29,8 @@ from sim.run import run  # noqa: E402
 
 SHIPPED = ROOT / "traces" / "data" / "models" / "sdxl.json"
 SYMBOLS = {"H": "halo", "S": "stat", "K": "kv"}
-# SDXL's levels: (resnets and attentions in letters, channels, latent rows per row); 70 K, 39 H and 46 S in all (conv_in sees the whole latent).
+# SDXL's levels: (resnets and attentions in letters, channels, latent rows per row); conv_in sees the whole latent.
+# 70 K, 39 H and 46 S in all.
 RESNET, DEEP = "SHSH", "S" + 10 * "K"
 LEVELS = (
     (2 * RESNET + "H", 320, 1),

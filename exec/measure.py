@@ -62,6 +62,7 @@ def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[di
         random.Random(repeat).shuffle(visits)  # the same order on all ranks
         for batch, rows in visits:
             beat(repeat)
+            dist.barrier()  # a fast device must not run ahead until a transfer's timeout
             for i, seconds in enumerate(time_parts(pipe, request, batch, rows, pace)):
                 number = repeat * (request.evaluations - 1) + i
                 height, width = request.height // pipe.vae_scale_factor, request.width // pipe.vae_scale_factor

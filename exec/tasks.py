@@ -5,8 +5,8 @@ Arguments and results are JSON; tensors travel as safetensors files.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +18,10 @@ from exec.channels import Channels
 from exec.models import arguments, load_pipeline
 from exec.pace import Pace
 from exec.pipeline import parallelize, unparallelize
+from exec.worker import Beat
 from planner.beats import CONTEXT, STATE
 from planner.plan import Plan
 from planner.profile import Profile
-
-Beat = Callable[[int], None]
 
 
 @lru_cache(maxsize=2)
@@ -65,6 +64,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     finally:
         unparallelize(pipe)
     if rank == 0 and args.get("output"):
+        beat(plan.job.steps, of=plan.job.steps)  # decoding takes its time, too
         _save(pipe, args["output"], latents, traced)
     return {
         "timelines": timelines,
@@ -87,13 +87,25 @@ def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     return {"parts": parts, "messages": messages}
 
 
+def collect(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process's result on every process, as bytes of JSON: nothing is unpickled."""
+    device = torch.device("cpu") if dist.get_backend() == "gloo" else torch.device("cuda", torch.cuda.current_device())
+    own = torch.frombuffer(bytearray(json.dumps(result).encode()), dtype=torch.uint8).to(device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([own.numel()], device=device))
+    longest = max(int(size) for size in sizes)
+    padded = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in sizes]
+    dist.all_gather(padded, torch.cat([own, own.new_zeros(longest - own.numel())]))
+    return [json.loads(bytes(t[: int(n)].cpu().numpy())) for t, n in zip(padded, sizes, strict=True)]
+
+
 def _call(pipe: Any, plan: Plan, args: dict[str, Any], beat: Beat) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One image: final latents and, if asked for, the latents after every step."""
     job = plan.job
     traced: list[torch.Tensor] = []
 
     def each_step(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        beat(index)
+        beat(index, of=job.steps)
         if args.get("trace_latents"):
             traced.append(tensors["latents"].detach().float().cpu().clone())
         return {}

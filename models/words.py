@@ -26,9 +26,10 @@ def encode(prompts, directory):
     for row, prompt in enumerate(prompts):
         role, found = "", []
         for word in prompt.lower().split():
-            if role + word not in known:
-                plain = sorted({w.removeprefix("on ") for w in known})
-                raise ValueError(f"unknown word {role + word!r} in {prompt!r}; known words: {', '.join(plain)}")
+            if role + word not in known or word == "<pad>":
+                plain = sorted({w.removeprefix("on ") for w in known} - {"<pad>"})
+                where = " after 'on' (colours and textures only)" if role else ""
+                raise ValueError(f"unknown word {word!r}{where} in {prompt!r}; known words: {', '.join(plain)}")
             found.append(known[role + word])
             role = "on " if word == "on" else role
         if len(found) > length:

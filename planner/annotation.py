@@ -42,7 +42,9 @@ def parse(name: str) -> Annotation | None:
         return None
     found = [_FIELD.fullmatch(word) for word in name[len(PREFIX) :].split("|")]
     fields = {match[1]: match[2] for match in found if match}
-    numbers = [fields.get(key, default) for key, default in (("step", "-1"), ("rank", "-1"), ("bytes", "0"), ("seq", "-1"))]
+    numbers = [
+        fields.get(key, default) for key, default in (("step", "-1"), ("rank", "-1"), ("bytes", "0"), ("seq", "-1"))
+    ]
     if None in found or not fields.get("kind") or "label" not in fields or not all(map(_NUMBER.fullmatch, numbers)):
         return None
     step, rank, nbytes, seq = map(int, numbers)

@@ -144,11 +144,13 @@ def run(
     repeats: int = 1,
     backend: str = "gloo",
     nominal: Profile | None = None,
+    expected_seconds: float | None = None,
 ) -> Performance:
     """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
 
-    nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. Raises InputError without
-    torch, RankFailed, RankStalled, RanksDisagree or NotANumber where the run ends badly.
+    nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. expected_seconds: the
+    predicted latency, from which follows how long a rank may be silent. Raises InputError without torch, RankFailed,
+    RankStalled, RanksDisagree or NotANumber where the run ends badly.
     """
     check(plan, load_model(plan.job.model))
     need_torch()
@@ -165,6 +167,7 @@ def run(
         output=output,
         trace_latents=trace_latents,
         repeats=repeats,
+        expected_seconds=expected_seconds,
     )
     return Performance(plan, done.timeline, done.output, done.seconds, done.foreign_load)
 

@@ -41,6 +41,11 @@ class Face(TyperGroup):
         run, options["standalone_mode"] = super().main, False
         code = _outcome(lambda: run(args, *words[1:], **options), args)
         if standalone:
+            # A rank of torchrun's: the teardown of gloo's threads must not turn the code into 134.
+            if "RANK" in os.environ and "torch" in sys.modules:
+                from exec.launch import leave
+
+                leave(code)
             sys.exit(code)
         return code
 
@@ -66,12 +71,7 @@ def _outcome(command: Callable[[], Any], args: list[str]) -> int:
         code = command()
         if code == INTERRUPTED:  # which newer versions of typer make of Ctrl-C
             raise typer.Abort()
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; python must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if "--traceback" in options:
             import traceback
@@ -94,6 +94,8 @@ def _complain(error: Exception, as_json: bool) -> int:
     else:
         code, message = BUG, f"a bug of ours: {type(error).__name__}: {error}; --traceback shows where"
     complain(code, message, as_json)
+    for note in getattr(error, "__notes__", ()):  # the end of a failed rank's log
+        print(note, file=sys.stderr)
     return code
 
 
@@ -519,7 +521,7 @@ def run(
 
     _check_run(prompt, embeds, output, trace_latents)
     model = job.pop("model", None) if plan else job.get("model")
-    schedule, where = _to_run(plan, cluster, job, scheme, _profile(profile))
+    schedule, where, expected = _to_run(plan, cluster, job, scheme, _profile(profile))
     with working("running"):
         done = api.run(
             schedule,
@@ -532,6 +534,7 @@ def run(
             repeats=repeats,
             backend=backend.value,
             nominal=_profile(nominal),
+            expected_seconds=expected,
         )
     _write(done.timeline, timeline, chrome)
     return done
@@ -543,17 +546,18 @@ def _to_run(
     job: dict[str, Any],
     scheme: tuple[str | None, dict[str, Any]],
     profile: "Profile | None",
-) -> "tuple[Plan, Cluster]":
-    """What to run and where. A file or a named scheme needs no prediction, so devices may be unmeasured."""
+) -> "tuple[Plan, Cluster, float | None]":
+    """What to run, where, and its predicted seconds. Without a profile, a file or a named scheme goes unpredicted."""
     from polyrhythm import api
 
     name, knobs = scheme
-    if file is not None:
+    if profile is None and file is not None:
         _only_file(file, job, scheme)
-        return api.load_plan(file, cluster)
-    if name and name != api.AUTO:
-        return api.schedule(_given(cluster), _job(job), name, profile, **knobs), _given(cluster)
-    return _planned(None, cluster, job, scheme, profile).plan, _given(cluster)
+        return *api.load_plan(file, cluster), None
+    if profile is None and name not in (None, api.AUTO):
+        return api.schedule(_given(cluster), _job(job), name, **knobs), _given(cluster), None
+    planned = _planned(file, cluster, job, scheme, profile)
+    return planned.plan, planned.cluster, planned.predicted_seconds if profile else None
 
 
 def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, trace_latents: bool) -> None:

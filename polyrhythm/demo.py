@@ -195,7 +195,9 @@ def _one_row(
     plan = candidate.plan
     predicted = simulate(plan, model, here.cluster, profile)
     output = str(home / "last.safetensors")
-    result = _undisturbed(lambda: here.run(plan, directory, prompt=PROMPT, output=output))
+    result = _undisturbed(
+        lambda: here.run(plan, directory, prompt=PROMPT, output=output, expected_seconds=predicted.latency_seconds)
+    )
     picture = load_file(output)["images"]
     Path(output).unlink()
     measured = result.timeline

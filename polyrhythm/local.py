@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from exec.launch import Ranks
+from exec.launch import Ranks, join_torchrun, leave, under_torchrun
 from planner.cluster import Cluster
 from planner.errors import InputError
 from planner.job import Job
@@ -164,9 +164,12 @@ class Machine:
         output: str | None = None,
         trace_latents: bool = False,
         repeats: int = 1,
-        deadline_seconds: float | None = None,
+        expected_seconds: float | None = None,
     ) -> RunResult:
-        """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's."""
+        """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's.
+
+        expected_seconds: predicted latency; the deadline of every wait follows from it (`patience`).
+        """
         members = self._members(plan)
         if any("@" in self.kinds[m] for m in members):
             self.calibrate(model, plan.job.model, plan.job)
@@ -184,7 +187,7 @@ class Machine:
         }
         load = Load(self.processes)
         args = [common | {"pace": pace} for pace in paces]
-        results = self._ranks.call("run", args, deadline_seconds=deadline_seconds)
+        results = self._ranks.call("run", args, silent_seconds=patience(plan, expected_seconds))
         foreign = load.foreign_cores()
         own = [results[member] for member in members]
         timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in own], own) for i in range(repeats)]
@@ -204,6 +207,14 @@ class Machine:
     def _paces(self) -> list[dict[str, Any] | None]:
         nominal = self.nominal and self.nominal.to_json()
         return [{"speed": float(k.split("@")[1]), "nominal": nominal} if "@" in k else None for k in self.kinds]
+
+
+def patience(plan: Plan, expected_seconds: float | None) -> float:
+    """Seconds a rank may be silent: ten times a predicted beat, at least 10; the transfers' own timeout if unknown."""
+    if expected_seconds is None:
+        return TIMEOUT_SECONDS
+    longest = max(phase.steps for phase in plan.phases)
+    return max(10.0, 10 * expected_seconds * longest / plan.steps)
 
 
 def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
@@ -232,9 +243,38 @@ def measure(
 def run(
     plan: Plan, model: str, cluster: Cluster, *, nominal: Profile | None = None, backend: str = "gloo", **what: Any
 ) -> RunResult:
-    """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`."""
+    """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`.
+
+    Under torchrun the processes are there already: this one performs its own rank, and all but rank 0 end here.
+    """
+    if under_torchrun():
+        return _as_rank(plan, model, backend, **what)
     with Machine(cluster, backend=backend, nominal=nominal) as here:
         return here.run(plan, model, **what)
+
+
+def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
+    """This process's part of a plan whose ranks torchrun has started; rank 0 returns with everybody's timeline."""
+    from exec import tasks
+
+    rank, ranks = join_torchrun(backend, TIMEOUT_SECONDS)
+    if ranks != plan.ranks:
+        raise InputError(
+            f"the plan has {plan.ranks} ranks, torchrun started {ranks}; use --nproc-per-node {plan.ranks}"
+        )
+    what.pop("expected_seconds", None)
+    common = {"plan": plan.to_json(), "members": list(range(ranks)), "model": model, "timeout_seconds": TIMEOUT_SECONDS}
+    results = tasks.collect(tasks.run(common | what, _unheard))
+    if rank > 0:
+        leave(0)
+    repeats = len(results[0]["timelines"])
+    timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in results], results) for i in range(repeats)]
+    seconds = tuple(timeline.latency_seconds for timeline in timelines)
+    return RunResult(timelines[-1], seconds, what.get("output"), 0.0)
+
+
+def _unheard(step: int, /, **note: Any) -> None:
+    """A beat that nobody listens to: torchrun watches its ranks itself."""
 
 
 def model_directory(name: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from planner.errors import InputError
 from traces.files import format_json
 
 if TYPE_CHECKING:
@@ -22,11 +24,18 @@ DASH = "-"
 
 
 def show(result: Any, as_json: bool) -> None:
-    """Print the result to stdout."""
-    if as_json:
-        print(format_json(result.to_json()), end="")
-        return
-    _PEOPLE[type(result).__name__](result, _console())
+    """Print the result to stdout. A reader that has seen enough is no error; a full disk is an InputError."""
+    try:
+        if as_json:
+            print(format_json(result.to_json()), end="")
+        else:
+            _PEOPLE[type(result).__name__](result, _console())
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered goes nowhere, or python complains at exit that it cannot flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise InputError(f"cannot write the result: {error.strerror}") from error
 
 
 def complain(exit_code: int, message: str, as_json: bool) -> None:
@@ -72,8 +81,12 @@ def _console(stderr: bool = False) -> Console:
     """Colours and width as the terminal wants them; rich itself honours NO_COLOR."""
     from rich.console import Console
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would end the process, with the exit code of a bug
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else WIDTH)
+    return Plain(file=stream, highlight=False, width=None if stream.isatty() else WIDTH)
 
 
 def _table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -36,7 +36,18 @@ class Meeting(Event):
 class Turn:
     """A started transfer on one rank: what a Wait waits for. start_ns: when all its partners had met."""
 
-    __slots__ = ("end_ns", "lane", "left", "meetings", "posted_ns", "price", "rank", "slot", "start_ns", "step")
+    __slots__ = (
+        "end_ns",
+        "lane",
+        "left",
+        "meetings",
+        "posted_ns",
+        "price",
+        "rank",
+        "slot",
+        "start_ns",
+        "step",
+    )
 
     def __init__(
         self, rank: int, step: int, price: Price, posted_ns: int, ready_ns: int, slot: int, lane: deque[Turn]
@@ -47,8 +58,8 @@ class Turn:
         self.meetings: list[Meeting] = []
         self.left = len(price.meetings)
 
-    def row(self) -> tuple[int, str, str, int, int, int, int, int]:
-        """The fields of its Event."""
+    def fields(self) -> tuple[int, str, str, int, int, int, int, int]:
+        """Those of its Event."""
         price = self.price
         times = self.start_ns, self.end_ns
         return (self.rank, price.channel, price.label, self.step, *times, price.nbytes, self.posted_ns)

@@ -33,14 +33,10 @@ class Price(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """What a transfer's ranks have in common: `sent[rank]` bytes of each, and the fields of their prices."""
+    """What the ranks of a transfer have in common. sent: bytes that each rank of the plan sends to each of its peers."""
 
     sent: tuple[int, ...]
-    label: str
-    post_ns: int
-    link_ns: int
-    hidden_ns: int
-    meetings: Meetings
+    price: Price
 
 
 class Prices:
@@ -48,10 +44,14 @@ class Prices:
 
     def __init__(self, plan: Plan, model: Model, cost: Cost) -> None:
         self.plan, self.model, self.cost = plan, model, cost
-        self.received: dict[int, dict[int, int]] = {rank: {} for rank in range(plan.ranks)}
+        self._received = [[0] * plan.ranks for _ in plan.devices]
         self._names: dict[Hashable, int] = {}
         self._waits: dict[Wait, Price] = {}
         self._lists = [self._phase(phase) for phase in plan.phases]
+        self.received = {
+            rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes}
+            for rank, peers in enumerate(self._received)
+        }
 
     def walk(self, rank: int) -> Iterator[Price]:
         """The prices in the order of `plan.walk(rank)`."""
@@ -74,21 +74,20 @@ class Prices:
                 traffic = shared.get(op) or shared.setdefault(op, self._traffic(phase, rank, op))
             case _:
                 traffic = self._traffic(phase, rank, op)
-        sent, label, post, link, hidden, meetings = traffic
-        nbytes = self._receive(phase, rank, op, sent)
-        return Price(label, post, words.name_of(op), op.channel, nbytes, link, hidden, meetings)
+        return self._received_by(phase, rank, op, traffic)
 
     def _traffic(self, phase: Phase, rank: int, op: Transfer) -> Traffic:
         names = self._names
         meetings = tuple((names.setdefault(key, len(names)), parties) for key, parties in words.meetings(op, rank))
-        sent = sent_bytes(self.model, self.plan.job, phase, op)
         post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank))
-        return Traffic(sent, words.label(op, 0), post, link, hidden, meetings)
+        price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings)
+        return Traffic(sent_bytes(self.model, self.plan.job, phase, op), price)
 
-    def _receive(self, phase: Phase, rank: int, op: Transfer, sent: tuple[int, ...]) -> int:
-        """Bytes that one `op` brings; those of the whole phase are added to `received`."""
-        total, nbytes = self.received[rank], 0
+    def _received_by(self, phase: Phase, rank: int, op: Transfer, traffic: Traffic) -> Price:
+        """The price with the bytes that `rank` receives; those of the whole phase are added up."""
+        (sent, price), total, nbytes = traffic, self._received[rank], 0
         for peer in words.peers(op, rank)[1]:
-            total[peer] = total.get(peer, 0) + sent[peer] * phase.beats
+            total[peer] += sent[peer] * phase.beats
             nbytes += sent[peer]
-        return nbytes
+        label, own, name, channel, _, link, hidden, meetings = price
+        return Price(label, own, name, channel, nbytes, link, hidden, meetings)

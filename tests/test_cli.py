@@ -264,7 +264,7 @@ def test_run_by_flags_or_by_file(local, tmp_path):
     assert first.scheme == second.scheme == "cfg"
     assert where == "/models/shapes-unet" and there == "/models/elsewhere"
     assert [device.kind for device in cluster.devices] == ["cpu@1", "cpu@0.5"]
-    assert what["prompt"] == "red star" and what["output"] == "x.png"
+    assert what["prompt"] == "red star" and what["output"] == "x.png" and what["expected_seconds"] is None
     assert how["embeds"] == "e.safetensors" and how["backend"] == "nccl"
 
 
@@ -386,9 +386,19 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_is_told():
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "polyrhythm", "catalog", "links", "--json"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 3 and done.stderr == "polyrhythm: cannot write the result: No space left on device\n"
+
+
 def test_no_colours_where_nobody_sees_them():
-    assert "\x1b" not in started("catalog", "links", env=os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout
-    assert "\x1b" not in started("catalog", "links").stdout
+    plain = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR")}
+    assert "\x1b" not in started("catalog", "links", env=plain).stdout
+    coloured = started("plan", *TWO, "--scheme", "cfg", env=plain | {"NO_COLOR": "1", "FORCE_COLOR": "1"}).stdout
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|4[0-7]|38|48)", coloured)
 
 
 FLAGS = st.sampled_from(
@@ -416,7 +426,7 @@ FLAGS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(FLAGS, max_size=5))
 def test_no_mix_of_flags_is_our_bug(flags):
     words = [word for flag in flags for word in flag]
@@ -425,3 +435,22 @@ def test_no_mix_of_flags_is_our_bug(flags):
     assert result.exit_code in {0, 2, 3, 4}, (words, result.stderr)
     assert ("error" in found) == (result.exit_code != 0)
     assert result.exit_code != 0 or found["predicted_seconds"] > 0
+
+
+def test_demo_json_keeps_the_promise(monkeypatch):
+    from polyrhythm import demo as home
+
+    asked = []
+
+    def walk(*models, progress, **options):
+        asked.append((models, options))
+        progress("timing")
+        row = home.Row("shapes-unet", "cfg", 1.0, 1.1, -0.09, None, 8, 8, 0.0, (64, 64), (1, 1))
+        return home.Demo((row,), {}, {}, ("demo-out/report.html",), 2.0)
+
+    monkeypatch.setattr(home, "demo", walk)
+    (row,) = document("demo", "--quick", "--speeds", "1,0.25", "--model", "shapes-unet")["rows"]
+    assert {"scheme", "predicted_seconds", "measured_seconds", "psnr_db", "planned_bytes", "moved_bytes"} <= set(row)
+    assert asked[0][0] == (("shapes-unet",),) and asked[0][1]["speeds"] == (1.0, 0.25)
+    told = pr_run("demo")
+    assert "report.html" in told.stdout and told.stderr == "timing\n"

@@ -75,3 +75,22 @@ def test_a_beat_is_averaged_over_its_steps():
     longer = volume(plan(stadi, (1, 0.5), warmup=2, strides=(1, 2), rows=(8, 8)), MODEL)
     assert longer.steady_step_received_bytes == ((context + 8 * LATENT_ROW) // 2,) * 2
     assert longer.received_bytes == (5 * context + 16 * NOISE_ROW + 32 * LATENT_ROW,) * 2
+
+
+def test_held_bytes_by_hand() -> None:
+    """Weights alone on one device; on two, own parcels once and the neighbour's twice (it lives until its successor)."""
+    from planner.memory import held_bytes
+    from planner.plan import parcel_bytes
+    from planner.schemes import SCHEMES
+    from traces.store import cluster_from_flags, load_model
+
+    model = load_model("sdxl")
+    job = Job("sdxl", 1024, 1024)
+    cluster = cluster_from_flags("rtx-3090*2")
+    cost = Cost(model, job, cluster)
+    weights = 2 * model.parameters
+    assert held_bytes(next(SCHEMES["single"](job, model, cluster, cost)), model) == (weights,)
+    plan = next(SCHEMES["cfg"](job, model, cluster, cost))
+    noise = 4 * 128 * 128 * 2
+    assert held_bytes(plan, model) == (weights + 3 * noise,) * 2
+    assert parcel_bytes(model, job, plan.phases[0], 0, plan.phases[0].ops[0][1].what) == noise

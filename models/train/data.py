@@ -97,10 +97,9 @@ def draw(n, seed, size=128):
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
     big3 = big[:, None, None]
-    radius = torch.where(big3 == 1, uniform(0.62, 0.74), uniform(0.38, 0.48))
-    room = 0.95 - radius
-    cx, cy = uniform(-1, 1) * room * 0.8, uniform(-1, 1) * room * 0.8
-    turn = uniform(-0.3, 0.3)
+    radius = torch.where(big3 == 1, uniform(0.64, 0.72), uniform(0.42, 0.48))
+    cx, cy = uniform(-0.18, 0.18), uniform(-0.18, 0.18)
+    turn = uniform(-0.2, 0.2)
     ux = ((x - cx) * turn.cos() - (y - cy) * turn.sin()) / radius
     uy = ((x - cx) * turn.sin() + (y - cy) * turn.cos()) / radius
     d, shadow = torch.empty_like(ux), torch.empty_like(ux)
@@ -112,15 +111,15 @@ def draw(n, seed, size=128):
     alpha = (0.5 - d * pixels).clamp(0, 1)  # one pixel wide edge
     shadow = 0.55 * torch.sigmoid(-shadow * 9)
 
-    tilt = uniform(-0.5, 0.5)
+    tilt = uniform(-0.25, 0.25)
     gx, gy = x * tilt.cos() - y * tilt.sin(), x * tilt.sin() + y * tilt.cos()
     light = uniform(0, 2 * math.pi)
     slope = x * light.cos() + y * light.sin()
     ground_tone = 1 + 0.20 * slope + 0.22 * texture(
-        ground_kind, gx, gy, uniform(0.34, 0.42), uniform(0, 2 * math.pi))
+        ground_kind, gx, gy, uniform(0.38, 0.44), uniform(0, 2 * math.pi))
     rim = 0.30 * torch.exp(-((d + 0.10) / 0.07) ** 2)  # a dark line just inside the edge
     tone = 1.05 + 0.22 * (ux * light.cos() + uy * light.sin()) - rim + 0.30 * texture(
-        kind, ux * radius, uy * radius, uniform(0.26, 0.32), uniform(0, 2 * math.pi))
+        kind, ux * radius, uy * radius, uniform(0.30, 0.34), uniform(0, 2 * math.pi))
 
     def paint(index, tone):
         base = palette[index] + 0.05 * torch.randn(n, 3, generator=g)

@@ -34,19 +34,19 @@ class Words(nn.Module):
         return self.prompt(ids), self.pooled(ids).sum(1) / count
 
 
-def arguments(doc, lr):
-    """Command line; minutes of processor time = (cheap stage on 32x32 latents, final stage on 64x64)."""
+def arguments(doc, lr, minutes):
+    """Command line; minutes = processor time on latents of 16x16, 32x32 and 64x64."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="directory written by vae.py")
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
-    parser.add_argument("--minutes", type=float, nargs=2, default=(13, 14), help="processor minutes a stage")
+    parser.add_argument("--minutes", type=float, nargs=3, default=minutes, help="processor minutes a stage")
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def train(net, words, loss_of, args, batches=(16, 8), publish=None, every=300.0):
+def train(net, words, loss_of, args, batches=(32, 16, 8), publish=None, every=300.0):
     """Train net and words; return their averaged copies.
 
     loss_of(net, prompt, pooled, latents, generator) -> scalar.  publish(net,
@@ -59,7 +59,9 @@ def train(net, words, loss_of, args, batches=(16, 8), publish=None, every=300.0)
     # Processor time, not wall time: a busy machine must not cut the training short.
     total, step, start = 60 * sum(args.minutes), 0, time.process_time()
     end, saved, recent = start, time.time(), []
-    for size, minutes, batch in zip((32, 64), args.minutes, batches):
+    for size, minutes, batch in zip((16, 32, 64), args.minutes, batches):
+        if not minutes:
+            continue
         data = load_file(args.work / f"latents-{size}.safetensors")
         end += 60 * minutes
         while (now := time.process_time()) < end:

@@ -3,9 +3,10 @@
 128x128 RGB <-> 64x64x4 latents (spatial factor 2).  About 2.5 minutes of
 training and one of encoding on two cores.   python vae.py --work DIR
 
-DIR gets vae/ (diffusers layout) and latents-64.safetensors (full pictures,
-latents [n,4,64,64]) and latents-32.safetensors (the same scenes drawn at half
-size, [n,4,32,32], for the cheap first stage), fp16, with word ids [n,8] int64.
+DIR gets vae/ (diffusers layout) and latents-64.safetensors (pictures of full
+size, latents [n,4,64,64]), latents-32 and latents-16 (the same kind of scene
+drawn at half and quarter size, for the cheap first stages); fp16, with word
+ids [n,8] int64.
 """
 import argparse
 import time
@@ -90,14 +91,15 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
-    pictures = torch.cat([draw(256, 10_000 + i)[0].half() for i in range(8)])
-    vae = build()
-    print(f"{sum(p.numel() for p in vae.parameters()) / 1e3:.0f} k parameters")
-    train(vae, pictures, args.seconds)
-    vae.eval()
-    standardise(vae, pictures[:256])
-    vae.half().save_pretrained(args.work / "vae")
-    vae = vae.float()  # the rounded weights, as shipped
+    if not (args.work / "vae").exists():  # else only encode
+        pictures = torch.cat([draw(256, 10_000 + i)[0].half() for i in range(8)])
+        vae = build()
+        print(f"{sum(p.numel() for p in vae.parameters()) / 1e3:.0f} k parameters")
+        train(vae, pictures, args.seconds)
+        vae.eval()
+        standardise(vae, pictures[:256])
+        vae.half().save_pretrained(args.work / "vae")
+    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()  # the rounded weights, as shipped
 
     test, _ = draw(32, 1)
     with torch.no_grad():
@@ -108,7 +110,7 @@ def main():
         mse = (out - test).square().mean((1, 2, 3)) / 4
         print(f"PSNR {name}: {(-10 * mse.log10()).mean():.2f} dB; latent std {z.std():.3f}")
     sheet(torch.cat([test[:16], back[:16], rough[:16]])).save(args.work / "vae.png")
-    for size, batches in ((32, 64), (64, 22)):
+    for size, batches in ((16, 96), (32, 64), (64, 20)):
         start, latents, words = time.time(), [], []
         for i in range(batches):
             pictures, ids = draw(256, 20_000 + 1000 * size + i, size=2 * size)

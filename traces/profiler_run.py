@@ -1,0 +1,288 @@
+"""A run that torch.profiler recorded, one file per rank: its timeline, its transfers as samples, its kernels by annotation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planner.annotation import Annotation, parse
+from planner.errors import InputError
+from planner.timeline import Event, Timeline
+from planner.trace import MessageSample
+from traces.collectives import Alignment, Collective, Transfer, align, meetings, samples, transfers
+from traces.kineto import RankTrace, Spans, read_rank
+from traces.unpack import MAX_BYTES
+
+GAP_NS = 20_000  # work that follows sooner belongs to the same stretch: a launch, not a wait
+_STEP = re.compile(r"ProfilerStep#(\d{1,9})")
+_RANK_IN_NAME = re.compile(r"rank[-_.]?(\d{1,5})", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class WorkTotal:
+    """Work inside all intervals of one annotation on one rank: kernels of a GPU, else outermost ops of the CPU."""
+
+    rank: int
+    annotation: str
+    intervals: int
+    kernels: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProfilerRun:
+    """Traces of one run, in order of rank. `notes` say what was left out or assumed; nothing is left out silently."""
+
+    traces: tuple[RankTrace, ...]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(trace.rank for trace in self.traces)
+
+    @cached_property
+    def _met(self) -> tuple[dict[tuple[object, ...], dict[int, Collective]], Counter[str]]:
+        return meetings({trace.rank: trace.collectives for trace in self.traces})
+
+    @cached_property
+    def _hosts(self) -> dict[int, str]:
+        return {trace.rank: trace.host for trace in self.traces}
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """How the hosts' clocks were brought together, and how well."""
+        return align(self._met[0].values(), self._hosts)
+
+    @cached_property
+    def _transfers(self) -> tuple[list[Transfer], int]:
+        return transfers(self._met[0].values(), self._hosts, self.alignment)
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        """Every transfer that was seen on all its ranks, without the wait for the last one, which is in its `skew_ns`."""
+        return self._transfers[0]
+
+    def messages(self, link: str) -> dict[str, tuple[MessageSample, ...]]:
+        """The transfers of known size by kind, over a link of the given name."""
+        return samples(self.transfers, link)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        notes = [note for trace in self.traces for note in trace.notes]
+        notes += [f"{trace.path}: cut off after {trace.events} events" for trace in self.traces if trace.truncated]
+        for kind, count in sorted(self._met[1].items()):
+            notes.append(
+                f"{count} {kind} not seen on all ranks of their group, or counted differently: no transfer made"
+            )
+        if self._transfers[1]:
+            notes.append(
+                f"{self._transfers[1]} transfers ended before all ranks had come: clocks not aligned, left out"
+            )
+        if any(part.source == "gloo" for trace in self.traces for part in trace.collectives):
+            notes.append(
+                "gloo says no group and no number: the n-th of a kind on all ranks is taken to be the same one"
+            )
+        return tuple(notes)
+
+    def work(self) -> tuple[WorkTotal, ...]:
+        """Totals per rank and annotation, in order of rank and name; nested annotations each count their own."""
+        return tuple(total for trace in self.traces for total in _totals(trace))
+
+    def timeline(self) -> Timeline:
+        """The run as a measured timeline that starts at 0.
+
+        From our own annotations where a rank has any; else stretches of work on lane `compute` and its collectives each
+        on the lane of their group. step: of the annotation or `ProfilerStep`, or -1. A rank's place in `devices` is its
+        place in `ranks`, should some be missing. `received` is empty: a profiler does not see from whom bytes came.
+        """
+        when = _met_at(self.transfers)
+        events = []
+        for place, trace in enumerate(self.traces):
+            shift = self.alignment.offsets_ns[trace.host]
+            own = list(_annotated(trace, place)) or [
+                *_stretches(trace, place),
+                *_collectives(trace, place, shift, when),
+            ]
+            events += [
+                _shifted(event, shift) for event in sorted(own, key=lambda event: (event.start_ns, event.end_ns))
+            ]
+        zero = min((min(event.start_ns, event.posted_ns) for event in events), default=0)
+        return Timeline(
+            source="measured",
+            plan_digest="",
+            devices=tuple(trace.device for trace in self.traces),
+            events=[_shifted(event, -zero) for event in events],
+            provenance=self._provenance(),
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        alignment = asdict(self.alignment) | {"offsets_ns": dict(self.alignment.offsets_ns)}
+        return {
+            "format": "torch.profiler",
+            "files": [Path(trace.path).name for trace in self.traces],
+            "ranks": list(self.ranks),
+            "alignment": alignment,
+            "notes": list(self.notes),
+        }
+
+
+def read_run(paths: Sequence[Path | str], limit: int = MAX_BYTES) -> ProfilerRun:
+    """The traces of one run. A file's rank is what it says, else what its name says (`rank3`), else its place in `paths`."""
+    if not paths:
+        raise InputError("no trace files given")
+    traces = []
+    for place, path in enumerate(paths):
+        trace = read_rank(path, limit)
+        if trace.rank < 0:
+            match = _RANK_IN_NAME.search(Path(path).name)
+            trace = replace(trace, rank=int(match[1]) if match else place)
+        traces.append(trace)
+    traces.sort(key=lambda trace: trace.rank)
+    for a, b in pairwise(traces):
+        if a.rank == b.rank:
+            raise InputError(f"{b.path}: rank {b.rank} is already in {a.path}; give one file per rank of one run")
+    return ProfilerRun(tuple(traces))
+
+
+def _shifted(event: Event, by: int) -> Event:
+    return event._replace(start_ns=event.start_ns + by, end_ns=event.end_ns + by, posted_ns=event.posted_ns + by)
+
+
+def _annotated(trace: RankTrace, place: int) -> Iterator[Event]:
+    """Events of our own annotations; a transfer ends with the wait that carries its number, if there is one.
+
+    Where the device has intervals of a kind, they count for that kind rather than the host's, which end at the launch.
+    """
+    on_device = list(_ours(trace, trace.device_annotations))
+    kinds = {said.kind for said, _, _ in on_device}
+    found = on_device + [one for one in _ours(trace, trace.annotations) if one[0].kind not in kinds]
+    waits = {said.seq: end for said, _, end in found if said.kind == "wait" and said.seq >= 0}
+    for said, start, end in found:
+        if said.kind not in ("compute", "wait"):
+            end = max(waits.get(said.seq, end), start)
+        yield Event(place, said.kind, said.label, said.step, start, end, max(said.nbytes, 0), start)
+
+
+def _ours(trace: RankTrace, spans: Spans) -> Iterator[tuple[Annotation, int, int]]:
+    said = [parse(name) for name in trace.names]
+    for name, start, end in zip(spans.name.tolist(), spans.start_ns.tolist(), spans.end_ns.tolist()):
+        annotation = said[name]
+        if annotation is not None:
+            yield annotation, start, end
+
+
+def _stretches(trace: RankTrace, place: int) -> Iterator[Event]:
+    """Stretches of time in which the device, or else the CPU, does work, over all its streams or threads."""
+    spans = trace.work if len(trace.work) else trace.ops
+    if not len(spans):
+        return
+    order = np.argsort(spans.start_ns, kind="stable")
+    start, end = spans.start_ns[order], np.maximum.accumulate(spans.end_ns[order])
+    breaks = np.flatnonzero(start[1:] > end[:-1] + GAP_NS) + 1
+    firsts = start[np.concatenate(([0], breaks))]
+    lasts = end[np.concatenate((breaks - 1, [len(end) - 1]))]
+    what = "kernels" if len(trace.work) else "ops"
+    for step, first, last in zip(_steps(trace, firsts), firsts.tolist(), lasts.tolist()):
+        yield Event(place, "compute", what, step, first, last, 0, first)
+
+
+def _met_at(done: Sequence[Transfer]) -> dict[tuple[int, str, str, int], int]:
+    """When all had come, by rank, group, kind and the rank's own start, on the aligned clock."""
+    return {
+        (rank, transfer.group, kind, transfer.start_ns - skew): transfer.start_ns
+        for transfer in done
+        for rank, skew in zip(transfer.ranks, transfer.skew_ns)
+        for kind in (("send", "recv") if transfer.kind == "send_recv" else (transfer.kind,))
+    }
+
+
+def _collectives(
+    trace: RankTrace, place: int, shift: int, when: Mapping[tuple[int, str, str, int], int]
+) -> Iterator[Event]:
+    """The rank's parts in transfers: posted when its own began, started when all had come."""
+    steps = _steps(trace, np.array([part.start_ns for part in trace.collectives], dtype=np.int64))
+    for step, part in zip(steps, trace.collectives):
+        start = when.get((trace.rank, part.group, part.kind, part.start_ns + shift), part.start_ns + shift) - shift
+        label = f"{part.kind} {part.size or '?'}"
+        yield Event(
+            place,
+            part.group or part.source,
+            label,
+            step,
+            min(start, part.end_ns),
+            part.end_ns,
+            part.nbytes,
+            part.start_ns,
+        )
+
+
+def _steps(trace: RankTrace, times: np.ndarray) -> list[int]:
+    """The profiler's step at each time, on the host's clock; -1 outside."""
+    numbers = {i: int(match[1]) for i, name in enumerate(trace.names) if (match := _STEP.fullmatch(name))}
+    spans = trace.annotations.pick(np.isin(trace.annotations.name, list(numbers)))
+    if not len(spans):
+        return [-1] * len(times)
+    spans = spans.pick(np.argsort(spans.start_ns, kind="stable"))
+    at = np.searchsorted(spans.start_ns, times, side="right") - 1
+    inside = (at >= 0) & (times < spans.end_ns[at])
+    step = np.array([numbers[name] for name in spans.name.tolist()])
+    return np.where(inside, step[at], -1).tolist()
+
+
+def _totals(trace: RankTrace) -> Iterator[WorkTotal]:
+    on_device = bool(len(trace.work))
+    work = trace.work if on_device else _outermost(trace.ops)
+    around = trace.device_annotations if on_device else trace.annotations
+    plain = [_plain(name) for name in trace.names]
+    by_track = dict(_by_track(work))
+    nothing = work.pick(np.zeros(len(work), dtype=bool))
+    found: dict[str, list[float]] = {}
+    for track, intervals in _by_track(around):
+        here = by_track.get(track, nothing)
+        sums = np.concatenate(([0], np.cumsum(here.end_ns - here.start_ns)))
+        first = np.searchsorted(here.start_ns, intervals.start_ns)
+        last = np.searchsorted(here.start_ns, intervals.end_ns)
+        kernels, spent = (last - first).tolist(), ((sums[last] - sums[first]) / 1e9).tolist()
+        for name, count, seconds in zip(intervals.name.tolist(), kernels, spent):
+            total = found.setdefault(plain[name], [0, 0, 0.0])
+            total[0] += 1
+            total[1] += count
+            total[2] += seconds
+    for name in sorted(found):
+        intervals_, kernels_, seconds_ = found[name]
+        yield WorkTotal(trace.rank, name, int(intervals_), int(kernels_), seconds_)
+
+
+def _by_track(spans: Spans) -> Iterator[tuple[int, Spans]]:
+    """The spans of each track by start, longer ones first."""
+    spans = spans.pick(np.lexsort((-spans.end_ns, spans.start_ns, spans.track)))
+    tracks, firsts = np.unique(spans.track, return_index=True)
+    for track, first, last in zip(tracks.tolist(), firsts, [*firsts[1:], len(spans)]):
+        yield track, spans.pick(np.arange(first, last))
+
+
+def _outermost(spans: Spans) -> Spans:
+    """The spans that are inside no other of their track."""
+    outer = [
+        here.pick(np.concatenate(([True], here.start_ns[1:] >= np.maximum.accumulate(here.end_ns)[:-1])))
+        for _, here in _by_track(spans)
+    ]
+    return Spans(
+        *(np.concatenate([getattr(here, f.name) for here in outer] or [np.empty(0, int)]) for f in fields(Spans))
+    )
+
+
+def _plain(name: str) -> str:
+    """What is repeated under one name: an annotation of ours by kind and label without its step, steps without number."""
+    said = parse(name)
+    if said is not None:
+        label = re.sub(r" s\d+$", "", said.label)
+        return f"{said.kind} {label}"
+    return "ProfilerStep" if _STEP.fullmatch(name) else name
