@@ -5,24 +5,32 @@ Activations of the forward, text encoders and VAE are not in it: the description
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planner.model import Model
 from planner.ops import Compute, Wait
 from planner.plan import Damping, Phase, Plan, parcel_bytes, received_bytes
 
+Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a beat
 
-def held_bytes(plan: Plan, model: Model) -> tuple[int, ...]:
+
+def held_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
     """Per rank: weights in the job's dtype plus, in the phase that needs most, what is sent and received in a beat.
 
     A stale tensor lives until its successor has come, so what a beat of bundles brings is held twice, and three times
-    where stale context is predicted from the last two.
+    where stale context is predicted from the last two. moved: per phase and rank, from who has counted already.
     """
-    weights = model.parameters * plan.job.element_bytes
     ranks = range(plan.ranks)
-    return tuple(weights + max(_context(plan, model, phase, rank) for phase in plan.phases) for rank in ranks)
+    counted = moved or [[_moved(plan, model, phase, rank) for rank in ranks] for phase in plan.phases]
+    weights = model.parameters * plan.job.element_bytes
+    copies = [2 if phase.context.damping == Damping() else 3 for phase in plan.phases]
+    return tuple(
+        weights + max(own + n * received for n, (own, received) in zip(copies, of_rank, strict=True))
+        for of_rank in zip(*counted, strict=True)
+    )
 
 
-def _context(plan: Plan, model: Model, phase: Phase, rank: int) -> int:
+def _moved(plan: Plan, model: Model, phase: Phase, rank: int) -> Moved:
     transfers = [op for op in phase.ops[rank] if not isinstance(op, Compute | Wait)]
     own = sum(parcel_bytes(model, plan.job, phase, rank, op.what) for op in transfers if hasattr(op, "what"))
-    copies = 2 if phase.context.damping == Damping() else 3
-    return own + copies * sum(sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers)
+    return own, sum(sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers)

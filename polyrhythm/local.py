@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from planner.profile import PartTable, Profile
 from planner.timeline import Timeline
 from planner.trace import MessageSample, PartSample, Trace
 from polyrhythm.load import Load
-from traces.fit import fit
 
 # A paced device of speed 1 takes this many times what its core needs, so that there is slack to absorb noise.
 PACE = 2.0
@@ -77,7 +76,7 @@ class Machine:
 
     @property
     def on_cpu(self) -> bool:
-        return all(device.kind.split("@")[0] == "cpu" for device in self.cluster.devices)
+        return all(device.kind.startswith("cpu") for device in self.cluster.devices)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -94,10 +93,9 @@ class Machine:
             return
         self.progress("timing the cores to pace the virtual devices by")
         height = job.height
-        trace = self._measure(model, name, job, _sizes(name, height, 5), (), None, repeats=2)
-        alike = [replace(sample, device="nominal") for sample in trace.parts]
-        tables = fit(Trace(trace.meta, tuple(alike), ())).parts
-        self.nominal = Profile(tuple(_slower(table, PACE) for table in tables))
+        trace = self._measure(model, name, job, _sizes(name, height, 4), (), None, repeats=3)
+        batches = sorted({sample.batch for sample in trace.parts})
+        self.nominal = Profile(tuple(_nominal([s for s in trace.parts if s.batch == b]) for b in batches))
 
     def measure(
         self,
@@ -326,8 +324,21 @@ def _sizes(name: str, height: int, count: int, description: Model | None = None)
     return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {rows}))
 
 
-def _slower(table: PartTable, times: float) -> PartTable:
-    return replace(table, seconds=tuple(tuple(times * s for s in line) for line in table.seconds))
+def _nominal(samples: list[PartSample]) -> PartTable:
+    """What a paced device of speed 1 takes: PACE times a straight line in rows through the least totals that were seen.
+
+    A line, because a virtual device need not have this machine's noise; every part has its mean share of the total.
+    """
+    import numpy as np
+
+    rows = sorted({sample.rows for sample in samples})
+    least = [min(sum(s.seconds) for s in samples if s.rows == n) for n in rows]
+    slope, fixed = np.polyfit(rows, least, 1)
+    shares = np.mean([np.array(s.seconds) / sum(s.seconds) for s in samples], axis=0)
+    ends = (rows[0], rows[-1])
+    lines = tuple(tuple(float(PACE * max(fixed + slope * n, 0.5 * least[0]) * share) for share in shares) for n in ends)
+    first = samples[0]
+    return PartTable("nominal", first.model, first.height, first.width, first.dtype, first.batch, ends, lines)
 
 
 def _competitor(core: int) -> subprocess.Popen[bytes]:

@@ -40,13 +40,17 @@ class Traffic(NamedTuple):
 
 
 class Prices:
-    """Prices of all ops of `plan`; `received[rank][peer]` are the bytes of the whole plan."""
+    """Prices of all ops of `plan`.
+
+    received[rank][peer]: bytes of the whole plan; moved[phase][rank]: bytes of own parcels, and received, in a beat.
+    """
 
     def __init__(self, plan: Plan, model: Model, cost: Cost) -> None:
         self.plan, self.model, self.cost = plan, model, cost
         self._received = [[0] * plan.ranks for _ in plan.devices]
         self._names: dict[Hashable, int] = {}
         self._waits: dict[Wait, Price] = {}
+        self.moved: list[list[tuple[int, int]]] = []
         self._lists = [self._phase(phase) for phase in plan.phases]
         self.received = {
             rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes}
@@ -60,7 +64,10 @@ class Prices:
 
     def _phase(self, phase: Phase) -> list[list[Price]]:
         shared: dict[Transfer, Traffic] = {}
-        return [[self._price(phase, rank, op, shared) for op in ops] for rank, ops in enumerate(phase.ops)]
+        self._own, self._got = [0] * self.plan.ranks, [0] * self.plan.ranks
+        prices = [[self._price(phase, rank, op, shared) for op in ops] for rank, ops in enumerate(phase.ops)]
+        self.moved.append(list(zip(self._own, self._got, strict=True)))
+        return prices
 
     def _price(self, phase: Phase, rank: int, op: Op, shared: dict[Transfer, Traffic]) -> Price:
         match op:
@@ -89,5 +96,8 @@ class Prices:
         for peer in words.peers(op, rank)[1]:
             total[peer] += sent[peer] * phase.beats
             nbytes += sent[peer]
+        self._got[rank] += nbytes
+        if not isinstance(op, Observe):
+            self._own[rank] += sent[rank]
         label, own, name, channel, _, link, hidden, meetings = price
         return Price(label, own, name, channel, nbytes, link, hidden, meetings)

@@ -71,7 +71,7 @@ def run(
     speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in plan.devices]
     events = list(chain.from_iterable(_simulate(plan, prices, speeds)))
     said = {"seconds": cost.provenance}
-    memory = held_bytes(plan, model)
+    memory = held_bytes(plan, model, prices.moved)
     return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory)
 
 
