@@ -8,6 +8,10 @@ group; `noise` (b, C, n, W); `latent` (images, C, n, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,20 +23,40 @@ from planner.plan import Phase, batch, parcel_bytes
 
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+WHOLE = Parcel("whole", ())
+Part = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Dated:
+    """Of which grid step, band and branches the last tensor is; and the one before it, if it is of the same and needed."""
+
+    step: int
+    of: tuple[Rows, tuple[str, ...]]
+    before: Tensor | None = None
+    before_step: int = 0
+
 
 class Context:
-    """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone."""
+    """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone.
 
-    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False) -> None:
+    levels: noise level at each grid step, by which predictions are scaled; () takes the steps to be even.
+    """
+
+    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False, levels: Sequence[float] = ()) -> None:
         self.model, self.job, self.rank, self.blank = model, job, rank, blank
+        self.levels = levels or range(job.steps)
         self.height, self.width = model.latent_size(job)
         self.own: dict[int, Tensor] = {}
         self.theirs: dict[int, dict[int, Tensor]] = {}
+        self.dated: dict[tuple[int, int], Dated] = {}
+        self.step = 0
         self.phase: Phase | None = None
         self.group: tuple[int, ...] = ()
 
-    def enter(self, phase: Phase) -> None:
-        """Bands and policy are those of `phase` from now on."""
+    def enter(self, phase: Phase, step: int = 0) -> None:
+        """The evaluation is that of grid step `step`; bands and policy are those of `phase` from now on."""
+        self.step = step
         if phase is not self.phase:
             self.phase, self.group = phase, phase.band_group(self.rank)
             self.weights = self._weights(phase)
@@ -41,14 +65,14 @@ class Context:
     def rows(self) -> Rows:
         return self.phase.rows[self.rank]
 
-    def shape(self, phase: Phase, stop: int, rank: int) -> tuple[int, ...]:
-        """Shape of `rank`'s own tensor at `stop`."""
+    def shape(self, phase: Phase, stop: int, rank: int, what: Parcel = WHOLE) -> tuple[int, ...]:
+        """Shape of `rank`'s own tensor at `stop`, or of the part of it that is in `what`."""
         s, items, rows = self.model.stops[stop], batch(phase, rank, self.job), phase.rows[rank].count
         match s.kind:
             case "kv":
-                return items, (rows // s.scale) * (self.width // s.scale), s.channels
+                return items, s.positions(rows, self.width, what.portion), s.channels
             case "halo":
-                return 2, items, s.channels, s.pad, self.width // s.scale
+                return 2 if what.part == "own" else 1, items, s.channels, s.pad, self.width // s.scale
             case "stat":
                 return items, s.channels, 2
             case "noise":
@@ -65,7 +89,7 @@ class Context:
 
     def pack(self, what: Parcel) -> Tensor:
         """Own tensors of the parcel, flattened one after the other in the job's dtype; its size is the planned one."""
-        flat = torch.cat([self.own[s].reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
+        flat = torch.cat([self._cut(s, what).reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
         planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
         if flat.nbytes != planned:
             raise PlanError(
@@ -73,29 +97,54 @@ class Context:
             )
         return flat
 
-    def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor) -> None:
-        """Keep `source`'s tensors of the parcel as its last."""
+    def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor, step: int) -> None:
+        """Keep `source`'s tensors of the parcel, made at grid step `step`, as its last."""
         at = 0
         for s in what.stops:
-            shape = self.shape(phase, s, source)
+            shape = self.shape(phase, s, source, what)
             count = torch.Size(shape).numel()
-            self.theirs.setdefault(s, {})[source] = flat[at : at + count].view(shape)
+            self.keep(phase, s, source, flat[at : at + count].view(shape), step)
             at += count
+
+    def _cut(self, stop: int, what: Parcel) -> Tensor:
+        """The part of the own tensor at `stop` that is in `what`."""
+        own, kind = self.own[stop], self.model.stops[stop].kind
+        if what.part == "own" or kind not in ("kv", "halo"):
+            return own
+        if kind == "halo":
+            return own[:1] if what.part == "top" else own[1:]
+        return _nearest(own, self.shape(self.phase, stop, self.rank, what)[1], what.part == "top")
+
+    def keep(self, phase: Phase, stop: int, rank: int, tensor: Tensor, step: int) -> None:
+        """`tensor` of grid step `step` is now `rank`'s last; with it goes the one before, if the policy needs it."""
+        new, old = Dated(step, (phase.rows[rank], phase.branches[rank])), self.dated.get((stop, rank))
+        known = self.theirs.setdefault(stop, {})
+        if old is not None and old.of == new.of and old.step < step and self._damping(phase, stop):
+            new.before, new.before_step = known.get(rank), old.step
+        self.dated[stop, rank], known[rank] = new, tensor
 
     # How own and theirs combine
 
     def keys_values(self, stop: int) -> Tensor:
-        """(b, T of the whole image, 2C): the others' last around the own fresh, in image order."""
+        """(b, T of what attention sees, 2C): the others' last around the own fresh, in image order."""
         if len(self.group) == 1:
             return self.own[stop]
-        return torch.cat([self.own[stop] if r == self.rank else self.last(stop, r) for r in self.group], dim=1)
+        place, seen = self.group.index(self.rank), []
+        for other, rank in enumerate(self.group):
+            portion = self.phase.context.sees(place, other)
+            if rank == self.rank:
+                seen.append(self.own[stop])
+            elif portion > 0:
+                count = self.shape(self.phase, stop, rank, replace(WHOLE, portion=portion))[1]
+                seen.append(self.stale(stop, rank, partial(_nearest, count=count, top=other > place)))
+        return torch.cat(seen, dim=1)
 
     def edges(self, stop: int) -> tuple[Tensor, Tensor]:
         """Rows above and below the own band, (b, C, pad, W) each; zeros beyond the image."""
         own, i = self.own[stop], self.group.index(self.rank)
         zeros = torch.zeros_like(own[0])
-        above = self.last(stop, self.group[i - 1])[1] if i > 0 else zeros
-        below = self.last(stop, self.group[i + 1])[0] if i + 1 < len(self.group) else zeros
+        above = self.stale(stop, self.group[i - 1], lambda edges: edges[-1]) if i > 0 else zeros
+        below = self.stale(stop, self.group[i + 1], lambda edges: edges[0]) if i + 1 < len(self.group) else zeros
         return above, below
 
     def moments(self, stop: int, count: int) -> tuple[Tensor, Tensor]:
@@ -103,10 +152,10 @@ class Context:
         own, policy = self.own[stop], self.phase.context
         local = own
         if policy.stat == "mean":
-            own = sum(w * (own if r == self.rank else self.last(stop, r).float()) for r, w in self.weights.items())
+            own = sum(w * (own if r == self.rank else self.stale(stop, r).float()) for r, w in self.weights.items())
         elif policy.stat == "corrected":
-            last = {r: self.last(stop, r).float() for r in self.weights}
-            own = sum(w * last[r] for r, w in self.weights.items()) + (own - last[self.rank])
+            stale = {r: self.stale(stop, r).float() for r in self.weights}
+            own = sum(w * stale[r] for r, w in self.weights.items()) + (own - stale[self.rank])
         mean, variance = own[..., 0], own[..., 1] - own[..., 0] ** 2
         # A corrected variance may come out negative, and so may one of moments that travelled in half precision.
         variance = torch.where(variance < 0, local[..., 1] - local[..., 0] ** 2, variance)
@@ -132,6 +181,18 @@ class Context:
             rows = self.phase.rows[rank]
             latents[:, :, rows.start : rows.stop] = tensor
 
+    def stale(self, stop: int, rank: int, part: Part = lambda tensor: tensor) -> Tensor:
+        """`part` of `rank`'s tensor at `stop` as it is used in this evaluation: what came last, or predicted by it."""
+        last, dated = part(self.last(stop, rank)), self.dated.get((stop, rank))
+        damping = self._damping(self.phase, stop)
+        if not damping or dated is None or dated.before is None:
+            return last
+        scale = damping * ahead(self.levels, self.step, dated.step, dated.before_step)
+        return torch.lerp(part(dated.before), last, 1 + scale) if scale else last
+
+    def _damping(self, phase: Phase, stop: int) -> float:
+        return getattr(phase.context.damping, self.model.stops[stop].kind, 0.0)
+
     def last(self, stop: int, rank: int) -> Tensor:
         """What came last from `rank` (or was sent, if it is this rank) at `stop`."""
         tensor = self.theirs.get(stop, {}).get(rank)
@@ -148,3 +209,13 @@ class Context:
         if phase.context.equal_weights:
             return {r: 1 / len(self.group) for r in self.group}
         return {r: phase.rows[r].count / self.height for r in self.group}
+
+
+def _nearest(tensor: Tensor, count: int, top: bool) -> Tensor:
+    """The first or the last `count` tokens of (b, T, 2C), or of the nearest part of it that there is."""
+    return tensor[:, :count] if top else tensor[:, tensor.shape[1] - count :]
+
+
+def ahead(levels: Sequence[float], use: int, last: int, before: int) -> float:
+    """Noise level from grid step `last` to `use`, in units of that from `before` to `last`."""
+    return (levels[use] - levels[last]) / (levels[last] - levels[before])

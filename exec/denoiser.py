@@ -85,7 +85,7 @@ class Seam:
             self.program = None
         else:
             if self.op.start == 0:
-                self.context.enter(self.phase)
+                self.context.enter(self.phase, self.step)
 
 
 def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0) -> Model:

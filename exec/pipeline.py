@@ -19,14 +19,14 @@ from torch import Tensor
 from exec import preflight, sampler
 from exec.channels import Channels
 from exec.clock import clock_for
-from exec.context import Context
+from exec.context import Context, ahead
 from exec.denoiser import Seam, adapter_for, skeleton
 from exec.pace import Pace
 from exec.run import run
 from planner.errors import InputError, NotANumber, PlanError
 from planner.model import Model
-from planner.ops import Compute
-from planner.plan import Plan, sampled_rows
+from planner.ops import Compute, Rows
+from planner.plan import Phase, Plan, sampled_rows
 from planner.timeline import Timeline
 
 
@@ -88,6 +88,8 @@ class Parallel:
         self.timeline: Timeline | None = None
         self.versions = preflight.versions(self.denoiser)
         self.calls = 0
+        self.levels: list[float] = []
+        self.evaluated: tuple[int, Rows, Tensor] | None = None
         self.adapter.install(self.seam)
         original = type(self.denoiser).forward
         self.denoiser.forward = partial(self._forward, partial(original, self.denoiser))
@@ -184,10 +186,7 @@ class Parallel:
             rows, own = sampled_rows(self.model, phase, self.rank), phase.rows[self.rank]
             band = slice(rows.start, rows.stop)
             latents = sample.clone()
-            stride = phase.strides[self.rank]
-            latents[:, :, band] = sampler.step(
-                self.scheduler, i, i + stride, sample[:, :, band], prediction[:, :, band]
-            )
+            latents[:, :, band] = self._sampled(i, phase, rows, sample, prediction)
             context = self.seam.context
             self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
             context.place_latents(latents)
@@ -195,6 +194,20 @@ class Parallel:
             if not self.seam.live:
                 self._finish(latents)
         return (sample,) if kwargs.get("return_dict", True) is False else _Output(sample)
+
+    def _sampled(self, i: int, phase: Phase, rows: Rows, sample: Tensor, prediction: Tensor) -> Tensor:
+        """`rows` from sigma[i] to sigma[i + stride]; what is skipped on the way is held, or predicted from the last two."""
+        band, end = slice(rows.start, rows.stop), i + phase.strides[self.rank]
+        x, v, damping = sample[:, :, band], prediction[:, :, band], phase.context.skipped
+        last, self.evaluated = self.evaluated, (i, rows, prediction)
+        known = last is not None and last[1].start <= rows.start and rows.stop <= last[1].stop
+        if not (known and damping) or end == i + 1:
+            return sampler.step(self.scheduler, i, end, x, v)
+        step, _, before = last
+        for j in range(i, end):
+            predicted = torch.lerp(before[:, :, band], v, 1 + damping * ahead(self.levels, j, i, step))
+            x = sampler.step(self.scheduler, j, j + 1, x, predicted)
+        return x
 
     # The frame of an image
 
@@ -207,7 +220,8 @@ class Parallel:
                 f"the plan is for {job.steps} steps of (batch, rows, columns) {expected}, the call has {steps} of {found}; "
                 "call the pipeline as planned (num_inference_steps, height, width, guidance_scale) or plan anew"
             )
-        context = Context(self.model, job, self.rank, self.blank)
+        self.levels, self.evaluated = sampler.levels(self.scheduler), None
+        context = Context(self.model, job, self.rank, self.blank, self.levels)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
             fields = {"plan": self.plan.digest, "start latents (seed)": digest} | self.versions

@@ -25,27 +25,27 @@ def run(
     plan: Plan, rank: int, context: Context, channels: Channels | None, clock: Clock, pace: Pace | None = None
 ) -> Program:
     """Perform `rank`'s ops of `plan`; yields (phase, grid step, op) at each Compute; returns the events."""
-    pending: dict[str, deque[tuple[int, Transfer, Phase, Pending, dict]]] = defaultdict(deque)
+    pending: dict[str, deque[tuple[int, Transfer, Phase, int, Pending, dict]]] = defaultdict(deque)
     for phase, base, op in plan.walk(rank):
         begin = clock.mark()
         match op:
             case Compute():
-                context.enter(phase)
+                context.enter(phase, base + op.step)
                 yield phase, base + op.step, op
                 if pace:
                     pace.until(clock.host_ns(begin), op, batch(phase, rank, plan.job))
                 clock.event(rank, "compute", label(op, base + op.step), base + op.step, begin)
             case Wait():
-                index, transfer, of, started, own = pending[op.name].popleft()
+                index, transfer, of, start, started, own = pending[op.name].popleft()
                 received = started.wait()
-                _keep(context, of, transfer, received, own)
+                _keep(context, of, start, transfer, received, own)
                 clock.event(rank, "wait", label(op, base), base, begin)
                 clock.complete(index)
             case _:
                 started, own = _start(plan, phase, rank, op, context, channels)
                 nbytes = sum(t.nbytes for t in started.received.values())
                 index = clock.event(rank, op.channel, label(op, base), base, begin, nbytes)
-                pending[name_of(op)].append((index, op, phase, started, own))
+                pending[name_of(op)].append((index, op, phase, base, started, own))
     return clock.events()
 
 
@@ -62,10 +62,11 @@ def _start(
     return channels.start(op, rank, outgoing, sizes, context.like), own
 
 
-def _keep(context: Context, phase: Phase, op: Transfer, received: dict, own: dict) -> None:
+def _keep(context: Context, phase: Phase, base: int, op: Transfer, received: dict, own: dict) -> None:
+    """What a transfer of the beat at grid step `base` brought."""
     assert not isinstance(op, Observe)
     for peer, flat in received.items():
-        context.unpack(phase, op.what, peer, flat)
+        context.unpack(phase, op.what, peer, flat, base + phase.made_at[peer, op.what.name])
     for s, tensor in own.items():  # what the others now hold of this rank, of the same age
         if context.model.stops[s].kind == "stat":
-            context.theirs.setdefault(s, {})[context.rank] = tensor
+            context.keep(phase, s, context.rank, tensor, base + phase.made_at[context.rank, op.what.name])

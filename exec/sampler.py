@@ -42,6 +42,14 @@ def scale(scheduler: Any, i: int, sample: Tensor) -> Tensor:
     return sample / (sigma**2 + 1) ** 0.5
 
 
+def levels(scheduler: Any) -> list[float]:
+    """Noise level at each grid step: sigma, noise over signal for DDIM; strictly falling."""
+    if kind_of(scheduler) != "ddim":
+        return [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+    signal = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
+    return [float(sigma) for sigma in ((1 - signal) / signal) ** 0.5]
+
+
 def step(scheduler: Any, i: int, j: int, sample: Tensor, prediction: Tensor) -> Tensor:
     """The latent at grid step j from the latent `sample` and the model's `prediction` at grid step i < j; any rows."""
     match kind_of(scheduler):

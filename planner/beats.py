@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from planner.errors import InputError
 from planner.model import Model
-from planner.ops import Compute, Gather, Op, Parcel, Rows, Wait
+from planner.ops import Compute, Gather, Op, Parcel, Rows, Transfer, Wait, name_of
+from planner.plan import Damping
 
 CONTEXT = "context"  # channel of K/V, halos and statistics
 STATE = "state"  # channel of noise and latents, which everybody waits for
+
+
+# By `benchmarks/context.py` on both shipped models at 20 and 50 steps. Statistics feed back on themselves: at 0.8 they
+# diverge over 50 steps (15 dB), at 0.6 they did not; 0.4 keeps a margin.
+PREDICT = Damping(kv=0.8, halo=1.0, stat=0.4)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Transfers that start at the stop `start`, and the stop before whose use their rank waits for them.
+
+    If that comes later in the model, the wait is in the same evaluation, else in the next one; None waits on the spot.
+    """
+
+    ops: tuple[Transfer, ...]
+    start: int
+    wait: int | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,24 @@ def layout(
     return Layout(tuple(bands), tuple(owners))
 
 
+def prediction(context: str, damping: float | tuple[float, ...] | None = None) -> Damping:
+    """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
+
+    No damping is the one that served best (`benchmarks/context.py`). InputError for what is neither.
+    """
+    if context not in ("hold", "predict"):
+        raise InputError(f"context {context!r} is not one of hold, predict")
+    if context == "hold":
+        return Damping()
+    if damping is None:
+        return PREDICT
+    each = damping if isinstance(damping, tuple) else (damping,)
+    each = each * 3 if len(each) == 1 else each
+    if len(each) != 3 or not all(0 <= value <= 2 for value in each):
+        raise InputError(f"damping {damping}: give one number from 0 (hold) to 2, or three, for kv, halo and stat")
+    return Damping(*each)
+
+
 def bundles(model: Model, kinds: frozenset[str], size: int) -> tuple[Parcel, ...]:
     """Every `size` consecutive stops of these kinds packed into one parcel, as DistriFusion's comm_checkpoint does.
 
@@ -118,16 +155,27 @@ def evaluation(
     send: bool = False,
     noise: tuple[int, ...] = (),
     latent: tuple[int, ...] = (),
+    messages: tuple[Message, ...] = (),
 ) -> list[Op]:
     """The ops of one evaluation of the denoiser and one sampler update on `rank`.
 
     Stops of the kinds in `fresh` are gathered and waited for on the spot (exact). The parcels in `stale` travel behind
     the compute: with `send` they start when the last tensor of each is there; with `receive` what came of them the last
-    time is waited for just before its first use. `noise`, `latent`: groups that share those at the end, () for nobody.
+    time is waited for just before its first use. `messages` travel likewise, but as each says. `noise`, `latent`:
+    groups that share those at the end, () for nobody.
     """
     rows, branches, group = where.rows[rank], where.branches[rank], where.group(rank)
-    first = {parcel.stops[0]: parcel for parcel in stale} if receive and len(group) > 1 else {}
-    last = {parcel.stops[-1]: parcel for parcel in stale} if send and len(group) > 1 else {}
+    messages = tuple(Message((Gather(p, group, CONTEXT),), p.stops[-1], p.stops[0]) for p in stale) + messages
+    waits: dict[int, list[Transfer]] = defaultdict(list)
+    starts: dict[int, list[Op]] = defaultdict(list)
+    for message in messages if len(group) > 1 else ():
+        at_once, later = message.wait is None, message.wait is not None and message.wait > message.start
+        if at_once or send:
+            starts[message.start] += message.ops
+        if message.wait is None:
+            starts[message.start] += [Wait(name_of(op)) for op in message.ops]
+        elif send if later else receive:
+            waits[message.wait] += message.ops
     ops: list[Op] = []
     done = 0
 
@@ -141,15 +189,15 @@ def evaluation(
         ops.extend([Gather(parcel, members, channel), Wait(parcel.name)])
 
     for s in model.points:
-        if s in first:
+        if s in waits:
             run(s)
-            ops.append(Wait(first[s].name))
+            ops.extend(Wait(name_of(op)) for op in waits[s])
         if len(group) > 1 and model.stops[s].kind in fresh:
             run(s)
             share(Parcel(f"p{s}", (s,)), group, CONTEXT)
-        if s in last:
+        if s in starts:
             run(s)
-            ops.append(Gather(last[s], group, CONTEXT))
+            ops.extend(starts[s])
     if len(noise) > 1:
         run(model.noise)
         share(Parcel("noise", (model.noise,)), noise, STATE)

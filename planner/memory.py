@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from planner.model import Model
 from planner.ops import Compute, Wait
-from planner.plan import Phase, Plan, parcel_bytes, received_bytes
+from planner.plan import Damping, Phase, Plan, parcel_bytes, received_bytes
 
 Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a beat
 
@@ -17,14 +17,16 @@ Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a bea
 def held_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
     """Per rank: weights in the job's dtype plus, in the phase that needs most, what is sent and received in a beat.
 
-    A stale tensor lives until its successor has come, so what a beat of bundles brings is held twice.
-    moved: per phase and rank, from who has counted already.
+    A stale tensor lives until its successor has come, so what a beat of bundles brings is held twice, and three times
+    where stale context is predicted from the last two. moved: per phase and rank, from who has counted already.
     """
     ranks = range(plan.ranks)
     counted = moved or [[_moved(plan, model, phase, rank) for rank in ranks] for phase in plan.phases]
     weights = model.parameters * plan.job.element_bytes
+    copies = [2 if phase.context.damping == Damping() else 3 for phase in plan.phases]
     return tuple(
-        weights + max(own + 2 * received for own, received in of_rank) for of_rank in zip(*counted, strict=True)
+        weights + max(own + n * received for n, (own, received) in zip(copies, of_rank, strict=True))
+        for of_rank in zip(*counted, strict=True)
     )
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 from planner.errors import InputError
 from planner.job import Job
-from planner.ops import Rows
+from planner.ops import Parcel, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,22 @@ class Stop:
     scale: int = 1
     pad: int = 0
 
-    def elements(self, rows: int, width: int) -> int:
-        """Elements per batch item that a band of `rows` latent rows, `width` latent columns wide, hands over."""
+    def positions(self, rows: int, width: int, portion: float = 1.0) -> int:
+        """Positions (tokens, pixels) of a band here; of a portion of them, whole ones, rounded up."""
+        count = (rows // self.scale) * (width // self.scale)
+        return min(count, ceil(portion * count - 1e-9))  # 0.1 of 30 is 3, whatever the product's last bit
+
+    def elements(self, rows: int, width: int, part: str = "own", portion: float = 1.0) -> int:
+        """Elements per batch item that a band of `rows` latent rows, `width` latent columns wide, hands over.
+
+        part, portion: as in `planner.ops.Parcel`.
+        """
         match self.kind:
             case "kv" | "noise" | "latent":
-                return (rows // self.scale) * (width // self.scale) * self.channels
+                return self.positions(rows, width, portion if self.kind == "kv" else 1.0) * self.channels
             case "halo":  # top and bottom edge, whether or not there is a neighbour (DistriFusion registers both)
-                return 2 * self.channels * self.pad * (width // self.scale)
+                edges = 2 if part == "own" else 1
+                return edges * self.channels * self.pad * (width // self.scale)
             case "stat":  # E[x] and E[x^2] per group
                 return 2 * self.channels
             case _:
@@ -112,9 +122,9 @@ class Model:
         own, total = rows * width, height * width
         return batch * sum(part.flops(own, total) for part in self.parts[start:stop])
 
-    def elements(self, stops: tuple[int, ...], rows: Rows, width: int, batch: int) -> int:
-        """Elements that a band contributes to a parcel of `stops`. The one place where traffic is counted."""
-        return batch * sum(self.stops[s].elements(rows.count, width) for s in stops)
+    def elements(self, what: Parcel, rows: Rows, width: int, batch: int) -> int:
+        """Elements that a band contributes to the parcel. The one place where traffic is counted."""
+        return batch * sum(self.stops[s].elements(rows.count, width, what.part, what.portion) for s in what.stops)
 
     def to_json(self) -> dict[str, Any]:
         document = {"schema_version": 1, "name": self.name, "family": self.family, "source": self.source}

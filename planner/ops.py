@@ -32,11 +32,15 @@ class Rows:
 class Parcel:
     """What travels in one transfer: each sender's own tensors of `stops`, flattened one after the other.
 
+    part: `own` is all of each; `top` and `bottom` are what the band above or below needs: of keys and values the
+    `portion` nearest to that edge, in whole tokens, rounded up; of a halo that edge. Other kinds have no parts.
     `name` is what a `Wait` refers to; of several parcels with one name in flight on a rank, the oldest is meant.
     """
 
     name: str
     stops: tuple[int, ...]
+    part: str = "own"
+    portion: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

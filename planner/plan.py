@@ -23,6 +23,23 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Damping:
+    """How much of its last change a stale tensor is expected to repeat, per kind; 0 holds what came last, as published.
+
+    A tensor of grid step j, used at step i and preceded by that of step k, is predicted by the straight line through
+    the two, damped: x_j + lambda (x_j - x_k), lambda = damping (s_i - s_j) / (s_j - s_k), with s the noise level
+    (`exec.sampler.levels`). So lambda is the damping itself where steps are even and tensors come and are used in
+    every one, it grows with the age at use, and what is fresh (i = j) is left as it is. With one tensor only it is
+    held. Element-wise: no message is longer for it, the receiver keeps two tensors in place of one, and its cost is
+    not simulated. Ours; not in the papers.
+    """
+
+    kv: float = 0.0
+    halo: float = 0.0
+    stat: float = 0.0
+
+
+@dataclass(frozen=True)
 class Context:
     """How a rank combines its own fresh tensor with what it has of the others; the age of theirs is in the ops.
 
@@ -30,11 +47,27 @@ class Context:
     change; DistriFusion, Li et al., CVPR 2024, Eq. 2) or `local` (own band only).
     bessel: multiply the GroupNorm variance by m/(m-1), as the published DistriFusion code does and GroupNorm does not.
     equal_weights: weight every band alike in GroupNorm, as published, instead of by rows.
+    damping: stale tensors are held, or predicted from the last two. In `corrected` the mean is then that of all
+    predictions, the own one among them, plus what the own prediction missed: exact if all were right, and as published
+    if all are held.
+    above, below: how many of the bands on either side self-attention sees, nearest first: 0.3 is the nearest 0.3 of the
+    neighbour's tokens, 1.5 all of the neighbour's and half of the next one's; None is all. Own tokens are always seen.
+    skipped: a rank of stride above 1 predicts the evaluations it skips in the same way from its own last two, damped by
+    this, instead of holding the last (0).
     """
 
     stat: str = "mean"
     bessel: bool = False
     equal_weights: bool = False
+    damping: Damping = Damping()
+    skipped: float = 0.0
+    above: float | None = None
+    below: float | None = None
+
+    def sees(self, place: int, other: int) -> float:
+        """Portion of band `other` that attention of band `place` sees; both count the bands of a group from the top."""
+        reach = self.above if other < place else self.below
+        return 1.0 if reach is None else min(max(reach - (abs(place - other) - 1), 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -49,6 +82,20 @@ class Phase:
     strides: tuple[int, ...]
     ops: tuple[tuple[Op, ...], ...]
     context: Context = Context()
+
+    @cached_property
+    def made_at(self) -> dict[tuple[int, str], int]:
+        """(rank, parcel name): the grid step, counted from the beat's first, whose tensors `rank` puts in the parcel."""
+        found = {}
+        for rank, ops in enumerate(self.ops):
+            steps = [op.step for op in ops if isinstance(op, Compute)]
+            step = steps[-1] - self.steps if steps else 0  # what is sent before any Compute is of the last beat
+            for op in ops:
+                if isinstance(op, Compute):
+                    step = op.step
+                elif not isinstance(op, Wait | Observe):
+                    found[rank, op.what.name] = step
+        return found
 
     def band_group(self, rank: int) -> tuple[int, ...]:
         """The ranks that share `rank`'s branches, in image order: its own rows and the others' make the whole image."""
@@ -163,7 +210,7 @@ def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel) 
     """Bytes of `rank`'s own `what`. A latent travels once, whatever the number of branches."""
     _, width = model.latent_size(job)
     items = job.batch if what.stops == (model.latent,) else batch(phase, rank, job)
-    return model.elements(what.stops, phase.rows[rank], width, items) * job.element_bytes
+    return model.elements(what, phase.rows[rank], width, items) * job.element_bytes
 
 
 def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer) -> tuple[int, ...]:
@@ -209,10 +256,10 @@ def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
 
 
 def _phase_to_json(phase: Phase) -> dict[str, Any]:
-    parcels: dict[str, tuple[int, ...]] = {}
+    parcels: dict[str, Parcel] = {}
     for op in (op for ops in phase.ops for op in ops):
         if not isinstance(op, Compute | Wait | Observe):
-            if parcels.setdefault(op.what.name, op.what.stops) != op.what.stops:
+            if parcels.setdefault(op.what.name, op.what) != op.what:
                 raise InputError(f"plan: phase {phase.name} has two parcels called {op.what.name!r}")
     return {
         "name": phase.name,
@@ -222,9 +269,21 @@ def _phase_to_json(phase: Phase) -> dict[str, Any]:
         "branches": [list(b) for b in phase.branches],
         "strides": list(phase.strides),
         "context": asdict(phase.context),
-        "parcels": {name: list(stops) for name, stops in parcels.items()},
+        "parcels": {name: _parcel_to_json(parcel) for name, parcel in parcels.items()},
         "ops": [[_op_to_json(op) for op in ops] for ops in phase.ops],
     }
+
+
+def _parcel_to_json(parcel: Parcel) -> list[Any] | dict[str, Any]:
+    """The stops alone, if all of the own tensors travel."""
+    stops = list(parcel.stops)
+    return stops if parcel.part == "own" else {"stops": stops, "part": parcel.part, "portion": parcel.portion}
+
+
+def _parcel_from_json(name: str, parcel: list[Any] | dict[str, Any]) -> Parcel:
+    if isinstance(parcel, list):
+        return Parcel(name, tuple(parcel))
+    return Parcel(name, tuple(parcel["stops"]), parcel["part"], parcel["portion"])
 
 
 def _op_to_json(op: Op) -> list[Any]:
@@ -248,7 +307,7 @@ def _op_to_json(op: Op) -> list[Any]:
 
 
 def _phase_from_json(p: dict[str, Any]) -> Phase:
-    parcels = {name: Parcel(name, tuple(stops)) for name, stops in p["parcels"].items()}
+    parcels = {name: _parcel_from_json(name, parcel) for name, parcel in p["parcels"].items()}
 
     def read(op: list[Any]) -> Op:
         match op:
@@ -279,5 +338,10 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
         branches=tuple(tuple(b) for b in p["branches"]),
         strides=tuple(p["strides"]),
         ops=tuple(tuple(read(op) for op in ops) for ops in p["ops"]),
-        context=Context(**p["context"]),
+        context=_context_from_json(p["context"]),
     )
+
+
+def _context_from_json(c: dict[str, Any]) -> Context:
+    """What a document does not name has its default: older plans hold what came last."""
+    return Context(**(c | {"damping": Damping(**c.get("damping", {}))}))

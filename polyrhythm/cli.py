@@ -171,14 +171,24 @@ def scheme(
         str | None, typer.Option(metavar="0.75,0.25", help="Choose strides by these shares of the fastest speed.")
     ] = None,
     bundle: Annotated[int | None, typer.Option(metavar="N", help="Tensors per transfer.")] = None,
+    portion: Annotated[
+        str | None, typer.Option(metavar="0.3[,0.3]", help="How much of the bands above, below attention sees.")
+    ] = None,
+    send: Annotated[str | None, typer.Option(metavar="NAME", help="whole, as published, or only what is needed.")] = None,
+    context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
+    damping: Annotated[
+        str | None, typer.Option(metavar="0.8", help="Of that prediction; three for K/V, halos and statistics.")
+    ] = None,
+    skipped: Annotated[str | None, typer.Option(metavar="NAME", help="hold or predict skipped evaluations.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Which device, where one does it all.")] = None,
     bessel: Annotated[bool | None, typer.Option(help="GroupNorm variance as DistriFusion's code has it.")] = None,
     equal_weights: Annotated[bool | None, typer.Option(help="Weight bands alike in GroupNorm, not by rows.")] = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The scheme's name, if given, and the knobs that are given."""
     knobs = {name: value for name, value in locals().items() if value is not None and name != "scheme"}
-    for name, kind in (("rows", int), ("strides", int), ("split", int), ("allowed", int), ("thresholds", float)):
+    for name in ("rows", "strides", "split", "allowed", "thresholds", "portion", "damping"):
         if name in knobs:
+            kind = float if name in ("thresholds", "portion", "damping") else int
             knobs[name] = _numbers(name, knobs[name], kind)
     return scheme, knobs
 

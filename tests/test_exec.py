@@ -93,6 +93,7 @@ def exact_plans(family: str) -> list[tuple[str, int, dict[str, Any]]]:
     plans.append(("distrifusion", 3, {"mode": "full_sync", "split": (1, 2), "rows": (32, 20, 12)}))
     plans.append(("distrifusion", 4, {"mode": "full_sync", "split": (2, 2)}))
     plans.append(("stadi", 2, {"strides": (1, 1), "rows": (20, 12), "warmup": STEPS}))
+    plans.append(("pcpp", 3, {"mode": "full_sync", "portion": 2, "send": "needed", "rows": UNEVEN[3]}))
     return plans
 
 
@@ -129,6 +130,12 @@ STALE = [
     ("unet", "stadi", 2, {"strides": (1, 2), "warmup": 2}),
     ("mmdit", "stadi", 3, {"strides": (1, 2, 4), "rows": (16, 10, 6), "warmup": 2}),
     ("unet", "stadi", 4, {"strides": (1, 2, 1, 2), "split": (2, 2), "warmup": 2}),
+    ("unet", "distrifusion", 3, {"rows": (16, 4, 12), "warmup": 2, "context": "predict"}),
+    ("mmdit", "stadi", 2, {"strides": (1, 2), "warmup": 2, "context": "predict", "skipped": "predict"}),
+    ("unet", "pcpp", 3, {"rows": (16, 4, 12), "warmup": 2}),
+    ("unet", "pcpp", 4, {"warmup": 2, "send": "needed", "portion": (0.3, 1.4), "context": "predict"}),
+    ("unet", "pcpp", 4, {"split": (2, 2), "warmup": 2, "send": "needed", "bundle": 7}),
+    ("mmdit", "pcpp", 4, {"rows": (4, 12, 8, 8), "warmup": 1, "portion": (1.4, 0.3)}),
 ]
 
 

@@ -94,3 +94,8 @@ def test_held_bytes_by_hand() -> None:
     noise = 4 * 128 * 128 * 2
     assert held_bytes(plan, model) == (weights + 3 * noise,) * 2
     assert parcel_bytes(model, job, plan.phases[0], 0, plan.phases[0].ops[0][1].what) == noise
+    held, predicted = (
+        held_bytes(next(SCHEMES["distrifusion"](job, model, cluster, cost, context=context)), model)[0] - weights
+        for context in ("hold", "predict")
+    )
+    assert 3 * predicted == 4 * held  # the two bands are equal: own once, the other's three times, not two

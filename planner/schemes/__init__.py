@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from planner.plan import Plan
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
+from planner.schemes.pcpp import pcpp
 from planner.schemes.single import single
 from planner.schemes.stadi import stadi
 from planner.timeline import Seen
@@ -14,4 +15,10 @@ from planner.timeline import Seen
 Scheme = Callable[..., Generator[Plan, Seen, None]]
 
 # Each is called as scheme(job, model, cluster, cost, **knobs); its knobs are its keyword-only arguments.
-SCHEMES: dict[str, Scheme] = {"single": single, "cfg": cfg, "distrifusion": distrifusion, "stadi": stadi}
+SCHEMES: dict[str, Scheme] = {
+    "single": single,
+    "cfg": cfg,
+    "distrifusion": distrifusion,
+    "pcpp": pcpp,
+    "stadi": stadi,
+}

@@ -7,15 +7,16 @@ gathered by all in every step.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 
-from planner.beats import Layout, bundles, evaluation, layout
+from planner.beats import Layout, Message, bundles, evaluation, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
+from planner.ops import Op
 from planner.plan import Context, Phase, Plan
 from planner.timeline import Seen
 
@@ -55,12 +56,15 @@ def distrifusion(
     bundle: int = 60,
     bessel: bool = False,
     equal_weights: bool = False,
+    context: str = "hold",
+    damping: float | tuple[float, ...] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Bands on every device of the cluster, in its order.
 
     warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
     default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
-    per transfer; bessel, equal_weights: as in `planner.plan.Context`.
+    per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `hold` what came last, as published, or
+    `predict` it from the last two; damping: of the prediction, see `planner.plan.Damping`.
     """
     if mode not in MODES:
         raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -69,8 +73,10 @@ def distrifusion(
     height, _ = model.latent_size(job)
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
-    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, bessel, equal_weights)
-    knobs = {"warmup": warmup, "mode": mode, "rows": [r.count for r in where.rows], "split": split and list(split)}
+    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping))
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after)
+    rows = tuple(band.count for band in where.rows)
+    knobs = {"warmup": warmup, "mode": mode, "rows": list(rows), "split": split and list(split), "context": context}
     yield Plan("distrifusion", job, tuple(device.name for device in cluster.devices), phases, knobs)
 
 
@@ -81,21 +87,28 @@ def displaced(
     warmup: int,
     mode: Mode,
     bundle: int = 60,
-    bessel: bool = False,
-    equal_weights: bool = False,
+    after: Context = Context(),
+    behind: Callable[[int], tuple[Message, ...]] | None = None,
 ) -> tuple[Phase, ...]:
-    """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows)."""
-    parcels = bundles(model, mode.stale, bundle)
-    exact = Context("mean", bessel, equal_weights)
-    after = Context(mode.stat, bessel, equal_weights)
+    """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows).
+
+    after: the policy after the warm-up, in which everything is fresh and seen and GroupNorm takes the mean.
+    behind: what a rank sends after the warm-up, in place of gathering the stale kinds in bundles.
+    """
+    parcels = bundles(model, mode.stale, bundle) if behind is None else ()
+    exact = replace(after, stat="mean", above=None, below=None)
     ones = (1,) * len(where.rows)
 
     def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
-        ops = tuple(
-            tuple(evaluation(model, where, r, 0, fresh, parcels, receive, send, noise=where.everyone))
-            for r in where.everyone
-        )
-        return Phase(name, beats, 1, where.rows, where.branches, ones, ops, context)
+        def ops(rank: int) -> list[Op]:
+            messages = behind(rank) if behind and name != "warm-up" else ()
+            everyone = where.everyone
+            return evaluation(
+                model, where, rank, 0, fresh, parcels, receive, send, noise=everyone, messages=messages
+            )
+
+        every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
+        return Phase(name, beats, 1, where.rows, where.branches, ones, every_rank, context)
 
     late = steps - warmup
     if not mode.stale:

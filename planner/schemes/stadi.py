@@ -15,11 +15,11 @@ other's latent rows. In between, a fast device sees its neighbours as they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
-from planner.beats import Layout, bundles, evaluation, even, layout
+from planner.beats import Layout, bundles, evaluation, even, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import Infeasible, InputError
@@ -34,6 +34,7 @@ from planner.tiling import tile
 from planner.timeline import Seen
 
 NONE: frozenset[str] = frozenset()
+SKIPPED = {"hold": 0.0, "predict": 1.0}  # damping
 
 
 def stadi(
@@ -55,6 +56,9 @@ def stadi(
     exclude: bool = True,
     bessel: bool = False,
     equal_weights: bool = False,
+    context: str = "hold",
+    damping: float | tuple[float, ...] | None = None,
+    skipped: str = "hold",
 ) -> Generator[Plan, Seen, None]:
     """Bands on the devices that help; with all strides 1 the very phases of `distrifusion`.
 
@@ -67,7 +71,9 @@ def stadi(
     allowed: strides to choose from; thresholds: (0.75, 0.25) allots them by `steps.three_way`, the published
     setting as far as we can tell, which also says who is left out.
     exclude: leave out devices that only slow the others, down to one device alone; not where rows or strides are
-    given. bundle, bessel, equal_weights: as in `distrifusion`.
+    given. bundle, bessel, equal_weights, context, damping: as in `distrifusion`.
+    skipped: a device of stride above 1 holds its last evaluation for the steps between (`hold`), or predicts those it
+    skips from its last two (`predict`); ours, at no cost.
 
     Raises InputError where rows, strides, mode or split do not fit, Infeasible if there are too few devices.
     """
@@ -77,6 +83,9 @@ def stadi(
         raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
     if strides and max(strides) > 1 and MODES[mode].fresh:
         raise InputError(f"stadi: mode {mode} exchanges in every step, so it needs strides 1, not {_listed(strides)}")
+    if skipped not in SKIPPED:
+        raise InputError(f"stadi: skipped {skipped!r} is not one of {', '.join(SKIPPED)}")
+    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None
     task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, thresholds, exclude)
@@ -84,13 +93,15 @@ def stadi(
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
     else:
-        phases = _phases(task, choice, MODES[mode], bundle, bessel, equal_weights)
+        phases = _phases(task, choice, MODES[mode], bundle, after)
     knobs = {
         "warmup": synchronous(job.steps, warmup, beat(choice.strides)),
         "mode": mode,
         "rows": list(choice.rows),
         "strides": list(choice.strides),
         "split": choice.split and list(choice.split),
+        "context": context,
+        "skipped": skipped,
         "excluded": [device.name for device in cluster.devices if device.name not in choice.devices],
     }
     yield Plan("stadi", job, choice.devices, phases, knobs)
@@ -112,7 +123,7 @@ class Choice:
 
 
 def _phases(
-    task: Task, choice: Choice, mode: Mode, bundle: int, bessel: bool, equal_weights: bool
+    task: Task, choice: Choice, mode: Mode, bundle: int, after: Context
 ) -> tuple[Phase, ...]:
     """Warm-up, `recut` (its last step, on the new bands), then in beats `enter`, `steady` and `leave`."""
     job, model, ranks = task.job, task.model, len(choice.devices)
@@ -120,7 +131,7 @@ def _phases(
     every = beat(choice.strides)
     warmup = synchronous(job.steps, task.warmup, every)
     if every == 1:
-        return displaced(model, where, job.steps, warmup, mode, bundle, bessel, equal_weights)
+        return displaced(model, where, job.steps, warmup, mode, bundle, after)
     before = layout(model, task.height, job.branches, ranks, choice.split, choice.warm)
     # Halos and statistics must exist for the new bands before anybody may use stale ones.
     recut = int(before != where)
@@ -128,9 +139,7 @@ def _phases(
 
     def together(name: str, steps: int, bands: Layout) -> Phase:
         ops = tuple(tuple(evaluation(model, bands, r, fresh=ALL, noise=bands.everyone)) for r in bands.everyone)
-        return Phase(
-            name, steps, 1, bands.rows, bands.branches, (1,) * ranks, ops, Context("mean", bessel, equal_weights)
-        )
+        return Phase(name, steps, 1, bands.rows, bands.branches, (1,) * ranks, ops, replace(after, stat="mean"))
 
     parcels = bundles(model, mode.stale, bundle)
 
@@ -146,8 +155,7 @@ def _phases(
                 )
 
         every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
-        context = Context(mode.stat, bessel, equal_weights)
-        return Phase(name, beats, every, where.rows, where.branches, choice.strides, every_rank, context)
+        return Phase(name, beats, every, where.rows, where.branches, choice.strides, every_rank, after)
 
     phases = [together("warm-up", warmup - recut, before), together("recut", recut, where)]
     if not mode.stale:
