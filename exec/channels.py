@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from exec.pinning import unpinned
 from planner.ops import Transfer, peers
 
 
@@ -44,7 +45,8 @@ class Channels:
 
     def __init__(self, names: tuple[str, ...], timeout_seconds: float = 60.0) -> None:
         timeout = timedelta(seconds=timeout_seconds)
-        self.groups = {name: dist.new_group(timeout=timeout) for name in sorted(names)}
+        with unpinned():
+            self.groups = {name: dist.new_group(timeout=timeout) for name in sorted(names)}
         self.staged = dist.get_backend() == "gloo"  # gloo moves host memory only
         self.device = torch.device("cpu" if self.staged else f"cuda:{torch.cuda.current_device()}")
         self.members: tuple[int, ...] = tuple(range(dist.get_world_size()))

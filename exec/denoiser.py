@@ -47,6 +47,10 @@ class Seam:
     def at(self, stop: int, own: Tensor) -> None:
         """The forward has reached `stop` with this tensor; perform the plan's ops up to the next Compute."""
         self.context.own[stop] = own
+        self.passing(stop)
+
+    def passing(self, stop: int) -> None:
+        """Likewise, of a stop whose tensor nobody needs."""
         if stop == self.op.stop:
             self._advance()
 
@@ -54,10 +58,20 @@ class Seam:
     def live(self) -> bool:
         return self.program is not None
 
-    def keys_values(self, stop: int, own: Tensor) -> Tensor:
-        """Own keys and values (b, T, 2C) in, those of the whole image out."""
-        self.at(stop, own)
-        return self.context.keys_values(stop)
+    @property
+    def alone(self) -> bool:
+        """Whether this rank has the whole image of its branches: nobody's context is needed, layers run as they are."""
+        return self.context is None or len(self.context.group) == 1
+
+    def keys_values(self, stop: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Own keys and values (b, T, C) in, those of the whole image out, in the same dtype."""
+        if not self.live:
+            return key, value
+        if self.alone:
+            self.passing(stop)
+            return key, value
+        self.at(stop, torch.cat([key, value], dim=-1))
+        return self.context.keys_values(stop).to(key.dtype).chunk(2, dim=-1)
 
     def edges(self, stop: int, own: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """Own band (b, C, n, W) in; `pad` rows above and below it out."""
@@ -66,8 +80,9 @@ class Seam:
 
     def moments(self, stop: int, own: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Own band (b, C, ...) in; mean and variance (b, groups) of the whole image out."""
-        x = own.reshape(own.shape[0], groups, -1).float()
-        self.at(stop, torch.stack([x.mean(-1), (x * x).mean(-1)], dim=-1))
+        x = own.reshape(own.shape[0], groups, -1)
+        mean, norm = x.mean(-1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+        self.at(stop, torch.stack([mean, norm * norm / x.shape[-1]], dim=-1))
         return self.context.moments(stop, x.shape[-1])
 
     def close(self) -> None:

@@ -124,8 +124,7 @@ class BandFluxAttention:
         q, k = _rotate(q, *image_rotary_emb), _rotate(k, *image_rotary_emb)
         own = own_tokens(self.seam)
         s = q.shape[1] - (own.stop - own.start)  # text tokens
-        both = torch.cat([k[:, s:].flatten(2), v[:, s:].flatten(2)], dim=-1)
-        key, value = self.seam.keys_values(self.stop, both).to(q.dtype).chunk(2, dim=-1)
+        key, value = self.seam.keys_values(self.stop, k[:, s:].flatten(2), v[:, s:].flatten(2))
         k, v = torch.cat([k[:, :s], heads(key)], dim=1), torch.cat([v[:, :s], heads(value)], dim=1)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(hidden_states.dtype)

@@ -103,10 +103,7 @@ class BandJointAttention:
             return x if norm is None else norm(x)
 
         tokens = hidden_states.shape[1]
-        both = torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], dim=-1)
-        if self.seam.live:
-            both = self.seam.keys_values(self.stop, both).to(hidden_states.dtype)
-        key, value = both.chunk(2, dim=-1)
+        key, value = self.seam.keys_values(self.stop, attn.to_k(hidden_states), attn.to_v(hidden_states))
         q, k, v = heads(attn.to_q(hidden_states), attn.norm_q), heads(key, attn.norm_k), heads(value, None)
         if encoder_hidden_states is not None:
             text = encoder_hidden_states

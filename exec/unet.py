@@ -114,6 +114,9 @@ def _conv(module: nn.Conv2d, seam: Seam, stop: int, x: Tensor, *args: object) ->
     """A convolution of the own band between its neighbours' edge rows. x: (b, C, n, W)."""
     if not seam.live:
         return type(module).forward(module, x)
+    if seam.alone:
+        seam.passing(stop)
+        return type(module).forward(module, x)
     pad, across = module.padding
     above, below = seam.edges(stop, x, pad)
     x = torch.cat([above.to(x.dtype), x, below.to(x.dtype)], dim=2)
@@ -134,11 +137,16 @@ def _group_norm(module: nn.GroupNorm, seam: Seam, stop: int, x: Tensor) -> Tenso
     """GroupNorm by the moments of the whole image. x: (b, C, ...)."""
     if not seam.live:
         return type(module).forward(module, x)
+    if seam.alone:
+        seam.passing(stop)
+        return type(module).forward(module, x)
     mean, variance = seam.moments(stop, x, module.num_groups)
-    grouped = x.reshape(x.shape[0], module.num_groups, -1)
-    scaled = (grouped - mean[..., None]) * torch.rsqrt(variance[..., None] + module.eps)
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    return (scaled.view(x.shape) * module.weight.view(shape) + module.bias.view(shape)).to(x.dtype)
+    # (x - mean) rsqrt(variance) weight + bias as scale x + shift: one pass over the band.
+    groups = module.weight.view(1, module.num_groups, -1).float()
+    scale = groups * torch.rsqrt(variance + module.eps)[..., None]
+    shift = module.bias.view(groups.shape) - mean[..., None] * scale
+    each = (x.shape[0], -1) + (1,) * (x.ndim - 2)
+    return torch.addcmul(shift.view(each), x, scale.view(each)).to(x.dtype)
 
 
 class BandAttention:
@@ -157,10 +165,7 @@ class BandAttention:
         **kwargs: object,
     ) -> Tensor:
         query = attn.to_q(hidden_states)
-        both = torch.cat([attn.to_k(hidden_states), attn.to_v(hidden_states)], dim=-1)
-        if self.seam.live:
-            both = self.seam.keys_values(self.stop, both).to(query.dtype)
-        key, value = both.chunk(2, dim=-1)
+        key, value = self.seam.keys_values(self.stop, attn.to_k(hidden_states), attn.to_v(hidden_states))
         q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))

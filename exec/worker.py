@@ -29,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
+from exec.pinning import pin, unpinned
 from planner import errors
 from planner.ops import Op, label
 
@@ -59,7 +60,7 @@ def main() -> None:
     die_with_parent(options["supervisor"])
     faulthandler.enable()
     if options["core"] is not None:
-        os.sched_setaffinity(0, {options["core"]})  # before torch makes its threads
+        pin(options["core"])  # before torch makes its threads
     worker = Worker(options["commands"], options["reports"])
     worker.perform(lambda: join(options))
     while (command := worker.desk.get()) is not None:
@@ -141,7 +142,8 @@ def join(options: dict[str, Any]) -> dict[str, Any]:
     hosting = {} if options["store"] is None else {"master_listen_fd": options["store"]}
     store = dist.TCPStore(address, port, world, bool(hosting), timeout, wait_for_workers=False, **hosting)
     mine = dist.PrefixStore(os.environ["POLYRHYTHM_RUN"], store)
-    dist.init_process_group(backend, store=mine, rank=rank, world_size=world, timeout=timeout, device_id=device)
+    with unpinned():
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=world, timeout=timeout, device_id=device)
     return {"pid": os.getpid(), "torch": torch.__version__}
 
 
