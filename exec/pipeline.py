@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from exec import preflight, sampler
+from exec import annotate, preflight, sampler
 from exec.channels import Channels
 from exec.clock import clock_for
 from exec.context import Context, ahead
@@ -227,7 +227,8 @@ class Parallel:
             fields = {"plan": self.plan.digest, "start latents (seed)": digest} | self.versions
             preflight.agree(self.channels, self.plan, self.rank, fields)
         self.clock.start()
-        self.seam.begin(run(self.plan, self.rank, context, self.channels, self.clock, self.pace), context)
+        program = run(self.plan, self.rank, context, self.channels, self.clock, self.pace)
+        self.seam.begin(annotate.image(program, self.plan, self.rank), context)
 
     def _finish(self, latents: Tensor) -> None:
         received = {self.rank: dict(self.channels.received)} if self.channels is not None else {}

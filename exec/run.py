@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Generator
 
+from exec import annotate
 from exec.channels import Channels, Pending
 from exec.clock import Clock
 from exec.context import Context
@@ -26,26 +27,28 @@ def run(
 ) -> Program:
     """Perform `rank`'s ops of `plan`; yields (phase, grid step, op) at each Compute; returns the events."""
     pending: dict[str, deque[tuple[int, Transfer, Phase, int, Pending, dict]]] = defaultdict(deque)
-    for phase, base, op in plan.walk(rank):
+    for number, (phase, base, op) in enumerate(plan.walk(rank)):
         begin = clock.mark()
-        match op:
-            case Compute():
-                context.enter(phase, base + op.step)
-                yield phase, base + op.step, op
-                if pace:
-                    pace.until(clock.host_ns(begin), op, batch(phase, rank, plan.job))
-                clock.event(rank, "compute", label(op, base + op.step), base + op.step, begin)
-            case Wait():
-                index, transfer, of, start, started, own = pending[op.name].popleft()
-                received = started.wait()
-                _keep(context, of, start, transfer, received, own)
-                clock.event(rank, "wait", label(op, base), base, begin)
-                clock.complete(index)
-            case _:
-                started, own = _start(plan, phase, rank, op, context, channels)
-                nbytes = sum(t.nbytes for t in started.received.values())
-                index = clock.event(rank, op.channel, label(op, base), base, begin, nbytes)
-                pending[name_of(op)].append((index, op, phase, base, started, own))
+        seq = pending[op.name][0][0] if isinstance(op, Wait) else number
+        with annotate.op(context.model, plan, phase, rank, base, op, seq):
+            match op:
+                case Compute():
+                    context.enter(phase, base + op.step)
+                    yield phase, base + op.step, op
+                    if pace:
+                        pace.until(clock.host_ns(begin), op, batch(phase, rank, plan.job))
+                    clock.event(rank, "compute", label(op, base + op.step), base + op.step, begin)
+                case Wait():
+                    index, transfer, of, start, started, own = pending[op.name].popleft()
+                    received = started.wait()
+                    _keep(context, of, start, transfer, received, own)
+                    clock.event(rank, "wait", label(op, base), base, begin)
+                    clock.complete(index)
+                case _:
+                    started, own = _start(plan, phase, rank, op, context, channels)
+                    nbytes = sum(t.nbytes for t in started.received.values())
+                    index = clock.event(rank, op.channel, label(op, base), base, begin, nbytes)
+                    pending[name_of(op)].append((index, op, phase, base, started, own))
     return clock.events()
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +41,8 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
 
     args: plan (document), members (process of each plan rank), model (directory or id), prompt or embeds (file), pace
     (document or null), output (path for `.png`, `.safetensors` of the first rank, or null), trace_latents, repeats (the
-    timelines of all are returned), timeout_seconds. Processes that are not members idle.
+    timelines of all are returned), profiler (directory for torch.profiler's trace of the last repeat, or null),
+    timeout_seconds. Processes that are not members idle.
     """
     plan = Plan.from_json(args["plan"])
     members = tuple(args["members"])
@@ -55,10 +58,12 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     parallelize(pipe, plan, rank, channels=channels, pace=pace)
     timelines, walls = [], []
     try:
-        for _ in range(args.get("repeats", 1)):
+        repeats = args.get("repeats", 1)
+        for repeat in range(repeats):
             channels.reset(members)
             began = time.perf_counter()
-            latents, traced = _call(pipe, plan, args, beat)
+            with _profiled(args.get("profiler") if repeat == repeats - 1 else None, rank):
+                latents, traced = _call(pipe, plan, args, beat)
             walls.append(time.perf_counter() - began)
             timelines.append(pipe.polyrhythm.timeline.to_json())
     finally:
@@ -121,6 +126,20 @@ def _call(pipe: Any, plan: Plan, args: dict[str, Any], beat: Beat) -> tuple[torc
         callback_on_step_end=each_step,
     ).images
     return latents, traced
+
+
+@contextmanager
+def _profiled(directory: str | None, rank: int) -> Iterator[None]:
+    """With torch.profiler listening, if there is a directory for its `rankN.json.gz`."""
+    if directory is None:
+        yield
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as listening:
+        yield
+    listening.export_chrome_trace(f"{directory}/rank{rank}.json.gz")
 
 
 def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tensor]) -> None:

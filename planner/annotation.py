@@ -4,9 +4,10 @@ The executor writes it (`torch.profiler.record_function(format(...))`), `traces/
 
     polyrhythm|kind=compute|label=C 0-12 s3|step=3|rank=0|bytes=0|seq=17
 
-kind: the lane of a timeline's event: `compute`, `wait`, or the name of a channel. label: `ops.label`, with `%` and `|`
-written as %25 and %7C. seq: counts a rank's transfers from 0; a wait carries the seq of what it waits for. Whoever reads
-ignores fields it does not know, so that fields can be added.
+kind: the lane of a timeline's event: `compute`, `wait`, or the name of a channel; or `plan`, around all ops of one image.
+label: `ops.label`, with `%` and `|` written as %25 and %7C; of `plan` the plan's digest and the device's name. seq: a
+transfer's number among the rank's ops; a wait carries that of what it waits for. Whoever reads ignores fields it does
+not know, so that fields can be added.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 from typing import NamedTuple
 
 PREFIX = "polyrhythm|"
+PLAN = "plan"  # kind of the range around one image
 _FIELD = re.compile(r"([a-z_]+)=([^|]*)")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 

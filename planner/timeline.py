@@ -47,9 +47,13 @@ class Timeline:
         """From time 0 to the end of the last op of any rank."""
         return max((event.end_ns for event in self.events), default=0) / 1e9
 
+    def of(self, rank: int) -> list[Event]:
+        """The rank's events in the order in which it performed them."""
+        return [event for event in self.events if event.rank == rank]
+
     def ops(self, rank: int) -> list[str]:
         """Labels of the rank's ops in the order in which it performed them."""
-        return [event.label for event in self.events if event.rank == rank]
+        return [event.label for event in self.of(rank)]
 
     def usage(self) -> list[dict[str, Any]]:
         """Per rank: name, busy_seconds, waiting_seconds, sent_bytes, received_bytes, peak_memory_bytes."""

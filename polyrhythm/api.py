@@ -142,6 +142,7 @@ def run(
     output: str | None = None,
     trace_latents: bool = False,
     repeats: int = 1,
+    profiler: str | None = None,
     backend: str = "gloo",
     nominal: Profile | None = None,
     expected_seconds: float | None = None,
@@ -149,7 +150,8 @@ def run(
     """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
 
     nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. expected_seconds: the
-    predicted latency, from which follows how long a rank may be silent. Raises InputError without torch, RankFailed,
+    predicted latency, from which follows how long a rank may be silent. profiler: a directory for torch.profiler's
+    traces of the last repeat. Raises InputError without torch, RankFailed,
     RankStalled, RanksDisagree or NotANumber where the run ends badly.
     """
     check(plan, load_model(plan.job.model))
@@ -167,6 +169,7 @@ def run(
         output=output,
         trace_latents=trace_latents,
         repeats=repeats,
+        profiler=profiler,
         expected_seconds=expected_seconds,
     )
     return Performance(plan, done.timeline, done.output, done.seconds, done.foreign_load)

@@ -510,6 +510,9 @@ def run(
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Run so often; the median is shown.")] = 1,
     timeline: JsonFile = None,
     chrome: ChromeFile = None,
+    profiler: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Traces of torch.profiler too, of the last repeat, for `import`.")
+    ] = None,
     backend: Annotated[Backend, typer.Option()] = Backend.gloo,
     nominal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What paced devices are paced by; `measure` writes it.")
@@ -532,6 +535,7 @@ def run(
             output=str(output) if output else None,
             trace_latents=trace_latents,
             repeats=repeats,
+            profiler=str(profiler) if profiler else None,
             backend=backend.value,
             nominal=_profile(nominal),
             expected_seconds=expected,

@@ -162,11 +162,13 @@ class Machine:
         output: str | None = None,
         trace_latents: bool = False,
         repeats: int = 1,
+        profiler: str | None = None,
         expected_seconds: float | None = None,
     ) -> RunResult:
         """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's.
 
-        expected_seconds: predicted latency; the deadline of every wait follows from it (`patience`).
+        expected_seconds: predicted latency; the deadline of every wait follows from it (`patience`). profiler: a
+        directory for torch.profiler's trace of every rank in the last repeat, whose timeline is then the result's.
         """
         members = self._members(plan)
         if any("@" in self.kinds[m] for m in members):
@@ -181,6 +183,7 @@ class Machine:
             "output": output and str(Path(output).absolute()),
             "trace_latents": trace_latents,
             "repeats": repeats,
+            "profiler": profiler and _folder(profiler),
             "timeout_seconds": TIMEOUT_SECONDS,
         }
         load = Load(self.processes)
@@ -190,8 +193,9 @@ class Machine:
         own = [results[member] for member in members]
         timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in own], own) for i in range(repeats)]
         ranked = sorted(timelines, key=lambda timeline: timeline.latency_seconds)
+        chosen = timelines[-1] if profiler else ranked[len(ranked) // 2]
         seconds = tuple(timeline.latency_seconds for timeline in timelines)
-        return RunResult(ranked[len(ranked) // 2], seconds, output, foreign, sum(r["late"] for r in own))
+        return RunResult(chosen, seconds, output, foreign, sum(r["late"] for r in own))
 
     def _members(self, plan: Plan) -> list[int]:
         names = [device.name for device in self.cluster.devices]
@@ -205,6 +209,15 @@ class Machine:
     def _paces(self) -> list[dict[str, Any] | None]:
         nominal = self.nominal and self.nominal.to_json()
         return [{"speed": float(k.split("@")[1]), "nominal": nominal} if "@" in k else None for k in self.kinds]
+
+
+def _folder(path: str) -> str:
+    """The directory, made if it is not there; InputError if it cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    return str(Path(path).absolute())
 
 
 def patience(plan: Plan, expected_seconds: float | None) -> float:
@@ -261,6 +274,7 @@ def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
             f"the plan has {plan.ranks} ranks, torchrun started {ranks}; use --nproc-per-node {plan.ranks}"
         )
     what.pop("expected_seconds", None)
+    what["profiler"] = what.get("profiler") and _folder(what["profiler"])
     common = {"plan": plan.to_json(), "members": list(range(ranks)), "model": model, "timeout_seconds": TIMEOUT_SECONDS}
     results = tasks.collect(tasks.run(common | what, _unheard))
     if rank > 0:

@@ -25,6 +25,7 @@ from polyrhythm.local import Machine
 from sim.run import run as simulate
 from tests import tiny
 from traces.clusters import cluster_from_flags
+from traces.importing import read_foreign
 
 STEPS = 6
 FAMILIES = ("unet", "mmdit")
@@ -223,3 +224,39 @@ def test_wrong_calls_are_refused_in_one_sentence(homes: dict[str, Path]) -> None
         parallelize(
             load_pipeline(str(homes["mmdit"]), sampler="flow-euler"), plan_for(model, "single", 1, "flow-euler")
         )
+
+
+def test_a_profile_of_our_run_gives_back_its_timeline(machine: Machine, homes: dict[str, Path], tmp_path: Path) -> None:
+    """Two processes, torch.profiler listening: its files tell the same ops at the same times as the executor's clock."""
+    home = homes["unet"]
+    plan = plan_for(described(home), "distrifusion", 2, "ddim", rows=(20, 12), warmup=2)
+    embeds = str(home / "embeds.safetensors")
+    own = machine.run(plan, str(home), embeds=embeds, repeats=2, profiler=str(tmp_path / "profile")).timeline
+    seen = read_foreign(tmp_path / "profile").timeline()
+    assert (seen.plan_digest, seen.devices) == (plan.digest, plan.devices)
+    for rank in range(2):
+        pairs = list(zip(seen.of(rank), own.of(rank), strict=True))
+        for a, b in pairs:
+            assert (a.lane, a.label, a.step, a.nbytes) == (b.lane, b.label, b.step, b.nbytes)
+        first = pairs[0][0].start_ns - pairs[0][1].start_ns
+        off = [(a.start_ns - b.start_ns - first, a.end_ns - b.end_ns - first) for a, b in pairs]
+        assert np.median(np.abs(off)) < 1e6  # of ops that take milliseconds; two clocks, so no more than that
+
+
+def test_a_profiler_may_come_and_step_in_the_middle_of_an_image(homes: dict[str, Path], tmp_path: Path) -> None:
+    home = homes["unet"]
+    pipe = parallelize(load_pipeline(str(home)), plan_for(described(home), "single", 1, "ddim"))
+    listening = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    def each(_pipe: Any, step: int, _t: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            listening.start()
+        elif step > 1:
+            listening.step()
+        return {}
+
+    tiny.call(pipe, home, STEPS, callback_on_step_end=each)
+    listening.stop()
+    listening.export_chrome_trace(str(tmp_path / "rank0.json"))
+    seen, own = read_foreign(tmp_path / "rank0.json").timeline(), pipe.polyrhythm.timeline
+    assert seen.ops(0) == own.ops(0)[-len(seen.ops(0)) :] and len(seen.ops(0)) >= STEPS - 3

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from planner.annotation import Annotation, parse
+from planner.annotation import parse
 from planner.errors import InputError
 from planner.timeline import Event, Timeline
 from planner.trace import MessageSample
 from traces.collectives import Alignment, Collective, Transfer, align, meetings, samples, transfers
 from traces.kineto import RankTrace, Spans, read_rank
+from traces.our_ops import annotated, images
 from traces.unpack import MAX_BYTES
 
 GAP_NS = 20_000  # work that follows sooner belongs to the same stretch: a launch, not a wait
@@ -95,18 +96,28 @@ class ProfilerRun:
         """Totals per rank and annotation, in order of rank and name; nested annotations each count their own."""
         return tuple(total for trace in self.traces for total in _totals(trace))
 
-    def timeline(self) -> Timeline:
-        """The run as a measured timeline that starts at 0.
+    @property
+    def images(self) -> int:
+        """How many images of ours every rank has recorded, or 0 if there are no annotations of ours around any."""
+        return min(len(images(trace)) for trace in self.traces)
+
+    def timeline(self, image: int | None = None) -> Timeline:
+        """The run as a measured timeline that starts at 0; of several images the last, or the one of that number.
 
         From our own annotations where a rank has any; else stretches of work on lane `compute` and its collectives each
         on the lane of their group. step: of the annotation or `ProfilerStep`, or -1. A rank's place in `devices` is its
         place in `ranks`, should some be missing. `received` is empty: a profiler does not see from whom bytes came.
+        Raises InputError for an image that is not there.
         """
+        if image is not None and not 0 <= image < self.images:
+            raise InputError(f"{self.traces[0].path}: image {image}: there are {self.images} in it, counted from 0")
+        number = self.images - 1 if image is None else image
+        plans = [images(trace)[number].plan for trace in self.traces] if self.images else []
         when = _met_at(self.transfers)
         events = []
         for place, trace in enumerate(self.traces):
             shift = self.alignment.offsets_ns[trace.host]
-            own = list(_annotated(trace, place)) or [
+            own = list(annotated(trace, place, number)) or [
                 *_stretches(trace, place),
                 *_collectives(trace, place, shift, when),
             ]
@@ -116,15 +127,16 @@ class ProfilerRun:
         zero = min((min(event.start_ns, event.posted_ns) for event in events), default=0)
         return Timeline(
             source="measured",
-            plan_digest="",
-            devices=tuple(trace.device for trace in self.traces),
+            plan_digest=plans[0].digest if len({plan.digest for plan in plans}) == 1 else "",
+            devices=tuple(plan.device for plan in plans) or tuple(trace.device for trace in self.traces),
             events=[_shifted(event, -zero) for event in events],
-            provenance=self._provenance(),
+            provenance=self._provenance() | ({"image": number, "images": self.images} if plans else {}),
         )
 
     def _provenance(self) -> dict[str, Any]:
         alignment = asdict(self.alignment) | {"offsets_ns": dict(self.alignment.offsets_ns)}
         return {
+            "seconds": "measured",
             "format": "torch.profiler",
             "files": [Path(trace.path).name for trace in self.traces],
             "ranks": list(self.ranks),
@@ -153,29 +165,6 @@ def read_run(paths: Sequence[Path | str], limit: int = MAX_BYTES) -> ProfilerRun
 
 def _shifted(event: Event, by: int) -> Event:
     return event._replace(start_ns=event.start_ns + by, end_ns=event.end_ns + by, posted_ns=event.posted_ns + by)
-
-
-def _annotated(trace: RankTrace, place: int) -> Iterator[Event]:
-    """Events of our own annotations; a transfer ends with the wait that carries its number, if there is one.
-
-    Where the device has intervals of a kind, they count for that kind rather than the host's, which end at the launch.
-    """
-    on_device = list(_ours(trace, trace.device_annotations))
-    kinds = {said.kind for said, _, _ in on_device}
-    found = on_device + [one for one in _ours(trace, trace.annotations) if one[0].kind not in kinds]
-    waits = {said.seq: end for said, _, end in found if said.kind == "wait" and said.seq >= 0}
-    for said, start, end in found:
-        if said.kind not in ("compute", "wait"):
-            end = max(waits.get(said.seq, end), start)
-        yield Event(place, said.kind, said.label, said.step, start, end, max(said.nbytes, 0), start)
-
-
-def _ours(trace: RankTrace, spans: Spans) -> Iterator[tuple[Annotation, int, int]]:
-    said = [parse(name) for name in trace.names]
-    for name, start, end in zip(spans.name.tolist(), spans.start_ns.tolist(), spans.end_ns.tolist()):
-        annotation = said[name]
-        if annotation is not None:
-            yield annotation, start, end
 
 
 def _stretches(trace: RankTrace, place: int) -> Iterator[Event]:
