@@ -16,7 +16,7 @@ CONTEXT = "context"  # channel of K/V, halos and statistics
 STATE = "state"  # channel of noise and latents, which everybody waits for
 
 
-# By `benchmarks/context.py` on both shipped models at 20 and 50 steps. Statistics feed back on themselves: at 0.8 they
+# By `benchmarks/quality.py` on both shipped models at 20 and 50 steps. Statistics feed back on themselves: at 0.8 they
 # diverge over 50 steps (15 dB), at 0.6 they did not; 0.4 keeps a margin.
 PREDICT = Damping(kv=0.8, halo=1.0, stat=0.4)
 
@@ -117,7 +117,7 @@ def layout(
 def prediction(context: str, damping: float | tuple[float, ...] | None = None) -> Damping:
     """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
 
-    No damping is the one that served best (`benchmarks/context.py`). InputError for what is neither.
+    No damping is the one that served best (`benchmarks/quality.py`). InputError for what is neither.
     """
     if context not in ("hold", "predict"):
         raise InputError(f"context {context!r} is not one of hold, predict")
