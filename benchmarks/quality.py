@@ -1,6 +1,7 @@
 """The picture that every scheme makes, against the single device's: PSNR, SSIM and bytes, on the shipped models.
 
-    python benchmarks/quality.py [--models ...] [--steps 50 20] [--ranks 2 4] [--images 16] [--only NAME ...] [--out out/quality]
+    python benchmarks/quality.py [--models ...] [--steps 50 20] [--ranks 2 4] [--images 16] [--only NAME ...]
+        [--damping 0.5 0.8,1,0.4 ...] [--out out/quality]
     python benchmarks/quality.py --latency     seconds of one image on this machine's cores, when it is quiet
     python benchmarks/quality.py --report      the tables and plots of what was found so far
 
@@ -234,7 +235,8 @@ def report(options: argparse.Namespace, rows: Rows) -> None:
         for steps in options.steps:
             print(f"\n### {name}, {steps} steps\n")
             print(
-                "| scheme | setting | ranks | PSNR dB | SSIM | MB per image | seconds (2 cores) |\n| --- | --- | --- | --- | --- | --- | --- |"
+                "| scheme | setting | ranks | PSNR dB | SSIM | MB per image | seconds (2 cores) |\n"
+                "| --- | --- | --- | --- | --- | --- | --- |"
             )
             for row in rows.found:
                 if row["what"] == "picture" and row["model"] == name and row["steps"] == steps:
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 3, 4])
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--damping", nargs="*", default=[], type=lambda t: tuple(map(float, t.split(","))), help="also these")
     parser.add_argument("--out", default="out/quality")
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--report", action="store_true")
