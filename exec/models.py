@@ -10,13 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exec.sampler import made_for
 from planner.errors import InputError
 
-SAMPLERS = {
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "flow-euler": "FlowMatchEulerDiscreteScheduler",
-}
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -50,13 +46,8 @@ def load_pipeline(source: str, dtype: str = "float32", device: str = "cpu", samp
         raise InputError(
             f"{source}: cannot be loaded as a diffusers pipeline ({str(error).splitlines()[0]})"
         ) from error
-    if sampler is not None and type(pipe.scheduler).__name__ != SAMPLERS[sampler]:
-        flow = (sampler == "flow-euler", hasattr(pipe, "transformer"))
-        if flow[0] != flow[1]:
-            raise InputError(
-                f"sampler {sampler} does not fit {type(pipe).__name__}: flow models take flow-euler, others ddim or euler"
-            )
-        pipe.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(pipe.scheduler.config)
+    if sampler is not None:
+        pipe.scheduler = made_for(pipe.scheduler, sampler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

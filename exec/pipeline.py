@@ -8,6 +8,7 @@ progress bar and decoding stay the pipeline's.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from functools import partial
 from typing import Any
 
@@ -77,7 +78,7 @@ class Parallel:
     def __init__(
         self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool
     ) -> None:
-        self.plan, self.rank, self.channels, self.pace, self.blank = plan, rank, channels, pace, blank
+        self.pipe, self.plan, self.rank, self.channels, self.pace, self.blank = pipe, plan, rank, channels, pace, blank
         self.denoiser = getattr(pipe, "unet", None) or pipe.transformer
         self.scheduler = pipe.scheduler
         self.adapter = adapter_for(self.denoiser)
@@ -87,16 +88,20 @@ class Parallel:
         self.clock = clock_for(self.denoiser.device)
         self.timeline: Timeline | None = None
         self.versions = preflight.versions(self.denoiser)
-        self.calls = 0
+        self.calls, self.forwards = 0, 0
         self.levels: list[float] = []
+        self.stepper: sampler.Stepper | None = None
+        self.stepped: Phase | None = None
         self.evaluated: tuple[int, Rows, Tensor] | None = None
         self.adapter.install(self.seam)
         original = type(self.denoiser).forward
         self.denoiser.forward = partial(self._forward, partial(original, self.denoiser))
         for name in ("step", "scale_model_input", "set_timesteps"):
             if hasattr(self.scheduler, name):
-                method = getattr(self, f"_{name}")
-                setattr(self.scheduler, name, partial(method, getattr(self.scheduler, name)))
+                before = getattr(self.scheduler, name)
+                after = partial(getattr(self, f"_{name}"), before)
+                after.__signature__ = inspect.signature(before)  # pipelines ask it whether to pass eta, sigmas, ...
+                setattr(self.scheduler, name, after)
 
     def remove(self) -> None:
         self.adapter.remove()
@@ -131,11 +136,12 @@ class Parallel:
 
     def _set_timesteps(self, original: Any, *args: Any, **kwargs: Any) -> None:
         self.seam.close()  # a new image begins; whatever an interrupted one left is void
-        self.calls = 0
+        self.calls, self.forwards = 0, 0
         original(*args, **kwargs)
+        self.stepper, self.stepped, self.evaluated = sampler.Stepper(self.scheduler), None, None
 
     def _scale_model_input(self, original: Any, sample: Tensor, timestep: Any = None) -> Tensor:
-        return sampler.scale(self.scheduler, self.calls, sample)
+        return self.stepper.scale(self.calls, sample)
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if args:
@@ -143,8 +149,14 @@ class Parallel:
         else:
             name = "sample" if "sample" in kwargs else "hidden_states"
             sample = kwargs.pop(name)
-        if self.calls == 0:
+        if self.calls == self.forwards == 0:
             self._begin(sample)
+        if self.forwards > self.calls:
+            raise InputError(
+                "the pipeline evaluates its denoiser twice in a step, a plan once (guidance goes through the batch); "
+                "switch off true_cfg_scale or skip_guidance_layers"
+            )
+        self.forwards += 1
         if not self.seam.live or self.seam.step != self.calls:  # a slow rank's off-beat
             noise = torch.zeros_like(sample)
         else:
@@ -177,37 +189,50 @@ class Parallel:
 
     def _step(self, original: Any, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's scheduler step: own rows (or all) from sigma[i] to sigma[i + stride]; then latents are shared."""
-        if kwargs.get("eta"):
-            raise InputError("eta above 0 draws noise in every step, which bands cannot share; use eta=0")
+        return_dict = kwargs.pop("return_dict", True)
         i = self.calls
         self.calls += 1
+        if self.plan.ranks > 1 and self.stepper.draws(kwargs.get("eta", 0.0)):
+            sampler.check_generator(kwargs.get("generator"), self.stepper.kind)
         if self.seam.live and self.seam.step == i:
             phase = self.seam.phase
             rows, own = sampled_rows(self.model, phase, self.rank), phase.rows[self.rank]
             band = slice(rows.start, rows.stop)
             latents = sample.clone()
-            latents[:, :, band] = self._sampled(i, phase, rows, sample, prediction)
+            latents[:, :, band] = self._sampled(i, phase, rows, sample, prediction, kwargs)[:, :, band]
             context = self.seam.context
             self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
             context.place_latents(latents)
             sample = latents
             if not self.seam.live:
                 self._finish(latents)
-        return (sample,) if kwargs.get("return_dict", True) is False else _Output(sample)
+        else:
+            self.stepper.skip(i, sample, prediction, **kwargs)
+        return _Output(sample) if return_dict else (sample,)
 
-    def _sampled(self, i: int, phase: Phase, rows: Rows, sample: Tensor, prediction: Tensor) -> Tensor:
-        """`rows` from sigma[i] to sigma[i + stride]; what is skipped on the way is held, or predicted from the last two."""
-        band, end = slice(rows.start, rows.stop), i + phase.strides[self.rank]
-        x, v, damping = sample[:, :, band], prediction[:, :, band], phase.context.skipped
+    def _sampled(
+        self, i: int, phase: Phase, rows: Rows, sample: Tensor, prediction: Tensor, how: dict[str, Any]
+    ) -> Tensor:
+        """From sigma[i] to sigma[i + stride], right in `rows`; what is skipped is held, or predicted from the last two."""
+        if phase is not self.stepped:
+            if self.stepped and not carried(self.model, self.stepped, phase):
+                self.stepper.restart()
+            self.stepped = phase
+        end, damping = i + phase.strides[self.rank], phase.context.skipped
         last, self.evaluated = self.evaluated, (i, rows, prediction)
         known = last is not None and last[1].start <= rows.start and rows.stop <= last[1].stop
         if not (known and damping) or end == i + 1:
-            return sampler.step(self.scheduler, i, end, x, v)
+            return self.stepper.step(i, end, sample, prediction, **how)
+        if self.stepper.draws(how.get("eta", 0.0)):
+            raise InputError(
+                f"sampler {self.stepper.kind} draws noise in every step, so skipped evaluations cannot be predicted; "
+                "plan with --skipped hold"
+            )
         step, _, before = last
         for j in range(i, end):
-            predicted = torch.lerp(before[:, :, band], v, 1 + damping * ahead(self.levels, j, i, step))
-            x = sampler.step(self.scheduler, j, j + 1, x, predicted)
-        return x
+            predicted = torch.lerp(before, prediction, 1 + damping * ahead(self.levels, j, i, step))
+            sample = self.stepper.step(j, j + 1, sample, predicted, **how)
+        return sample
 
     # The frame of an image
 
@@ -220,7 +245,16 @@ class Parallel:
                 f"the plan is for {job.steps} steps of (batch, rows, columns) {expected}, the call has {steps} of {found}; "
                 "call the pipeline as planned (num_inference_steps, height, width, guidance_scale) or plan anew"
             )
-        self.levels, self.evaluated = sampler.levels(self.scheduler), None
+        whole = Rows(0, expected[1])
+        known = [
+            sampled_rows(self.model, phase, r) == whole for phase in self.plan.phases for r in range(self.plan.ranks)
+        ]
+        if getattr(self.pipe, "guidance_rescale", 0) and not all(known):
+            raise InputError(
+                "guidance_rescale takes the spread of the whole noise, which not every rank of this plan has in every "
+                "step; switch it off, or take a plan of strides 1"
+            )
+        self.levels = sampler.levels(self.scheduler)
         context = Context(self.model, job, self.rank, self.blank, self.levels)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
@@ -235,6 +269,16 @@ class Parallel:
         self.timeline = Timeline("measured", self.plan.digest, self.plan.devices, self.seam.done, received)
         if not bool(torch.isfinite(latents).all()):
             raise NotANumber(f"rank {self.rank} ({self.plan.devices[self.rank]}): the final latents are not finite")
+
+
+def carried(model: Model, before: Phase, phase: Phase) -> bool:
+    """Whether every rank has the sampler's history of all rows that it will update in `phase`.
+
+    All must know it: ranks that update the same rows must do so alike.
+    """
+    ranks = range(len(phase.rows))
+    known = [(sampled_rows(model, before, rank), sampled_rows(model, phase, rank)) for rank in ranks]
+    return all(old.start <= new.start and new.stop <= old.stop for old, new in known)
 
 
 class _Output(tuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from planner.errors import InputError
 
-SAMPLERS = ("ddim", "euler", "flow-euler")
+SAMPLERS = ("ddim", "euler", "euler-a", "flow-euler", "dpm++2m", "dpm++2m-sde", "unipc")
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 

@@ -146,7 +146,9 @@ def job(
         float | None,
         typer.Option(metavar="SCALE", help="Classifier-free guidance; 1 is none. Default: the model's usual."),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ddim, euler or flow-euler.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ddim, euler, euler-a, flow-euler, dpm++2m, dpm++2m-sde or unipc.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="float32, float16 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Default: 0.")] = None,
 ) -> dict[str, Any]:
