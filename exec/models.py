@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -129,3 +131,16 @@ def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, ba
             "target_size": (flat[4], flat[5]),
         }
     return {k: v.to(like.device, like.dtype) if isinstance(v, Tensor) else v for k, v in found.items()}
+
+
+def further(pipe: Any, call: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """`call`, if the pipeline's call takes these arguments and the job and prompt have not `given` them; else InputError."""
+    takes = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
+    for name in call:
+        if name in given:
+            raise InputError(f"call argument {name!r} is given by the job and the prompt already; give it there")
+        if name not in takes:
+            near = difflib.get_close_matches(name, takes, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{type(pipe).__name__} takes no argument {name!r}{hint}")
+    return call

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from exec import measure as measuring
 from exec.channels import Channels
-from exec.models import arguments, load_pipeline
+from exec.models import arguments, further, load_pipeline
 from exec.pace import Pace
 from exec.pipeline import parallelize, unparallelize
 from exec.worker import Beat
@@ -40,9 +40,9 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     """Perform a plan as one of its ranks.
 
     args: plan (document), members (process of each plan rank), model (directory or id), prompt or embeds (file), pace
-    (document or null), output (path for `.png`, `.safetensors` of the first rank, or null), trace_latents, repeats (the
-    timelines of all are returned), profiler (directory for torch.profiler's trace of the last repeat, or null),
-    timeout_seconds. Processes that are not members idle.
+    (document or null), call (more arguments of the pipeline's call), output (path for `.png`, `.safetensors` of the
+    first rank, or null), trace_latents, repeats (the timelines of all are returned), profiler (directory for
+    torch.profiler's trace of the last repeat, or null), timeout_seconds. Processes that are not members idle.
     """
     plan = Plan.from_json(args["plan"])
     members = tuple(args["members"])
@@ -115,16 +115,17 @@ def _call(pipe: Any, plan: Plan, args: dict[str, Any], beat: Beat) -> tuple[torc
             traced.append(tensors["latents"].detach().float().cpu().clone())
         return {}
 
-    latents = pipe(
-        **arguments(pipe, args["model"], args.get("prompt"), args.get("embeds"), job.batch),
-        height=job.height,
-        width=job.width,
-        num_inference_steps=job.steps,
-        guidance_scale=job.guidance,
-        generator=torch.Generator().manual_seed(job.seed),
-        output_type="latent",
-        callback_on_step_end=each_step,
-    ).images
+    planned = {
+        "height": job.height,
+        "width": job.width,
+        "num_inference_steps": job.steps,
+        "guidance_scale": job.guidance,
+        "generator": torch.Generator().manual_seed(job.seed),
+        "output_type": "latent",
+        "callback_on_step_end": each_step,
+    }
+    text = arguments(pipe, args["model"], args.get("prompt"), args.get("embeds"), job.batch)
+    latents = pipe(**further(pipe, args.get("call") or {}, {*planned, *text}), **text, **planned).images
     return latents, traced
 
 

@@ -139,6 +139,7 @@ def run(
     *,
     prompt: str | None = None,
     embeds: str | None = None,
+    call: dict[str, Any] | None = None,
     output: str | None = None,
     trace_latents: bool = False,
     repeats: int = 1,
@@ -149,9 +150,10 @@ def run(
 ) -> Performance:
     """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
 
-    nominal: what paced devices are paced by, from `measure`; otherwise it is measured first. expected_seconds: the
-    predicted latency, from which follows how long a rank may be silent. profiler: a directory for torch.profiler's
-    traces of the last repeat. Raises InputError without torch, RankFailed,
+    call: more arguments of the pipeline's call, such as eta or guidance_rescale. nominal: what paced devices are paced
+    by, from `measure`; otherwise it is measured first. expected_seconds: the predicted latency, from which follows how
+    long a rank may be silent. profiler: a directory for torch.profiler's traces of the last repeat.
+    Raises InputError without torch, RankFailed,
     RankStalled, RanksDisagree or NotANumber where the run ends badly.
     """
     check(plan, load_model(plan.job.model))
@@ -166,6 +168,7 @@ def run(
         backend=backend,
         prompt=prompt,
         embeds=embeds,
+        call=call,
         output=output,
         trace_latents=trace_latents,
         repeats=repeats,

@@ -5,6 +5,7 @@ Nothing but typer is imported before a command runs, so that `--help` is quick. 
 
 import functools
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -147,7 +148,8 @@ def job(
         typer.Option(metavar="SCALE", help="Classifier-free guidance; 1 is none. Default: the model's usual."),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="ddim, euler, euler-a, flow-euler, dpm++2m, dpm++2m-sde or unipc.")
+        str | None,
+        typer.Option(metavar="NAME", help="ddim, euler, euler-a, flow-euler, dpm++2m, dpm++2m-sde or unipc."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(metavar="NAME", help="float32, float16 or bfloat16.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Default: 0.")] = None,
@@ -176,7 +178,9 @@ def scheme(
     portion: Annotated[
         str | None, typer.Option(metavar="0.3[,0.3]", help="How much of the bands above, below attention sees.")
     ] = None,
-    send: Annotated[str | None, typer.Option(metavar="NAME", help="whole, as published, or only what is needed.")] = None,
+    send: Annotated[
+        str | None, typer.Option(metavar="NAME", help="whole, as published, or only what is needed.")
+    ] = None,
     context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
     damping: Annotated[
         str | None, typer.Option(metavar="0.8", help="Of that prediction; three for K/V, halos and statistics.")
@@ -505,6 +509,12 @@ def run(
     profile: ProfileFile = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
     embeds: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompt embeddings, safetensors.")] = None,
+    call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="More of the pipeline's call: eta=1, guidance_rescale=0.7. Repeatable."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="x.png, or x.safetensors for latents.")
     ] = None,
@@ -534,6 +544,7 @@ def run(
             where,
             prompt=prompt,
             embeds=str(embeds) if embeds else None,
+            call=_arguments(call or []),
             output=str(output) if output else None,
             trace_latents=trace_latents,
             repeats=repeats,
@@ -544,6 +555,20 @@ def run(
         )
     _write(done.timeline, timeline, chrome)
     return done
+
+
+def _arguments(words: list[str]) -> dict[str, Any]:
+    """`eta=0.5` -> {"eta": 0.5}; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name.isidentifier() and equals):
+            _misused(f"--call {word!r}: give NAME=VALUE, e.g. eta=1")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _to_run(

@@ -159,6 +159,7 @@ class Machine:
         *,
         prompt: str | None = None,
         embeds: str | None = None,
+        call: dict[str, Any] | None = None,
         output: str | None = None,
         trace_latents: bool = False,
         repeats: int = 1,
@@ -167,8 +168,9 @@ class Machine:
     ) -> RunResult:
         """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's.
 
-        expected_seconds: predicted latency; the deadline of every wait follows from it (`patience`). profiler: a
-        directory for torch.profiler's trace of every rank in the last repeat, whose timeline is then the result's.
+        call: more arguments of the pipeline's call, such as eta or guidance_rescale. expected_seconds: predicted
+        latency; the deadline of every wait follows from it (`patience`). profiler: a directory for torch.profiler's
+        trace of every rank in the last repeat, whose timeline is then the result's.
         """
         members = self._members(plan)
         if any("@" in self.kinds[m] for m in members):
@@ -180,6 +182,7 @@ class Machine:
             "model": model,
             "prompt": prompt,
             "embeds": embeds,
+            "call": call,
             "output": output and str(Path(output).absolute()),
             "trace_latents": trace_latents,
             "repeats": repeats,

@@ -259,13 +259,17 @@ def test_run_by_flags_or_by_file(local, tmp_path):
     assert pr.load_timeline(tmp_path / "t.json").source == "measured"
     gpus = ["--devices", "rtx-3090*2", "--model", "shapes-unet", "--scheme", "cfg"]
     pr_run("plan", *gpus, "-o", tmp_path / "plan.json")
-    pr_run("run", tmp_path / "plan.json", "--model", "elsewhere", "--embeds", "e.safetensors", "--backend", "nccl")
+    more = ["--call", "eta=0.5", "--call", "clip_skip=two"]
+    pr_run(
+        "run", tmp_path / "plan.json", "--model", "elsewhere", "--embeds", "e.safetensors", "--backend", "nccl", *more
+    )
     (first, where, cluster, what), (second, there, *_, how) = local.asked
     assert first.scheme == second.scheme == "cfg"
     assert where == "/models/shapes-unet" and there == "/models/elsewhere"
     assert [device.kind for device in cluster.devices] == ["cpu@1", "cpu@0.5"]
     assert what["prompt"] == "red star" and what["output"] == "x.png" and what["expected_seconds"] is None
     assert how["embeds"] == "e.safetensors" and how["backend"] == "nccl"
+    assert what["call"] == {} and how["call"] == {"eta": 0.5, "clip_skip": "two"}
 
 
 def test_measure_writes_a_trace_that_fit_reads(local, tmp_path):
@@ -285,6 +289,7 @@ def test_measure_writes_a_trace_that_fit_reads(local, tmp_path):
         ["--prompt", "a", "--trace-latents", "-o", "x.png"],
         ["--prompt", "a", "--repeats", "0"],
         ["--prompt", "a", "--backend", "mpi"],
+        ["--prompt", "a", "--call", "eta"],
     ],
 )
 def test_run_is_used_rightly(local, words):

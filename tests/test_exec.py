@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,6 @@ STEPS = 6
 FAMILIES = ("unet", "mmdit")
 SAMPLERS = {"unet": ("ddim", "euler"), "mmdit": ("flow-euler",)}
 UNEVEN = {2: (20, 12), 3: (16, 4, 12), 4: (4, 12, 8, 8)}
-
-
-@pytest.fixture(scope="session")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("tiny")
-    return {"unet": tiny.unet_pipeline(root / "unet"), "mmdit": tiny.mmdit_pipeline(root / "mmdit")}
-
-
-@pytest.fixture(scope="session")
-def machine() -> Iterator[Machine]:
-    with Machine(cluster_from_flags("cpu*4")) as here:
-        yield here
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +62,9 @@ def plan_for(model: Model, scheme: str, ranks: int, sampler: str, **knobs: Any) 
     return plan
 
 
-def image(machine: Machine, plan: Plan, home: Path, tmp_path: Path) -> tuple[np.ndarray, Any]:
+def image(machine: Machine, plan: Plan, home: Path, tmp_path: Path, **call: Any) -> tuple[np.ndarray, Any]:
     output = str(tmp_path / "out.safetensors")
-    result = machine.run(plan, str(home), embeds=str(home / "embeds.safetensors"), output=output)
+    result = machine.run(plan, str(home), embeds=str(home / "embeds.safetensors"), call=call, output=output)
     return load_file(output)["latents"], result.timeline
 
 

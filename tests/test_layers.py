@@ -26,7 +26,7 @@ OURS = ROOMS | {"polyrhythm", "models", "tests", "benchmarks", "notebooks"}
 TORCH = {"torch", "diffusers", "transformers"}
 # Not even inside a function: these rooms have no use for them.
 NEVER = {"planner": TORCH | {"simpy"}, "sim": TORCH, "traces": TORCH}
-DIFFUSERS_AT_HOME = {f"exec/{name}.py" for name in ("unet", "mmdit", "pipeline", "describe", "models")}
+DIFFUSERS_AT_HOME = {f"exec/{name}.py" for name in ("unet", "mmdit", "pipeline", "describe", "models", "sampler")}
 
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {

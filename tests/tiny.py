@@ -86,7 +86,8 @@ def call(pipe: Any, home: Path, steps: int, guidance: float = 4.0, **more: Any) 
 
     text = arguments(pipe, str(home), None, str(home / "embeds.safetensors"), 1)
     size = {"height": 32, "width": 32, "num_inference_steps": steps, "guidance_scale": guidance}
-    return pipe(**text, **size, generator=torch.Generator().manual_seed(0), output_type="latent", **more).images
+    more = {"generator": torch.Generator().manual_seed(0)} | more
+    return pipe(**text, **size, output_type="latent", **more).images
 
 
 def _vae(shift: float | None) -> AutoencoderKL:
