@@ -100,7 +100,8 @@ class Parallel:
             if hasattr(self.scheduler, name):
                 before = getattr(self.scheduler, name)
                 after = partial(getattr(self, f"_{name}"), before)
-                after.__signature__ = inspect.signature(before)  # pipelines ask it whether to pass eta, sigmas, ...
+                signature = inspect.signature(before)  # pipelines ask it whether to pass eta, sigmas, ...
+                setattr(after, "__signature__", signature)  # noqa: B010
                 setattr(self.scheduler, name, after)
 
     def remove(self) -> None:
