@@ -79,6 +79,7 @@ SETTINGS = (
     Setting("cfg", "cfg", ranks=(2,)),
     Setting("distrifusion", "distrifusion"),
     Setting("distrifusion, predicted", "distrifusion", {"context": "predict"}, OURS),
+    Setting("distrifusion, predicted, half the bytes", "distrifusion", {"context": "predict", "every": 2}, OURS, (2,)),
     Setting("distrifusion, no exchange", "distrifusion", {"mode": "no_sync"}, ranks=(2,)),
     Setting("pcpp", "pcpp"),
     Setting("pcpp, needed", "pcpp", {"send": "needed"}, OURS),

@@ -185,6 +185,7 @@ def scheme(
     damping: Annotated[
         str | None, typer.Option(metavar="0.8", help="Of that prediction; three for K/V, halos and statistics.")
     ] = None,
+    every: Annotated[int | None, typer.Option(metavar="N", help="Steps from one stale exchange to the next.")] = None,
     skipped: Annotated[str | None, typer.Option(metavar="NAME", help="hold or predict skipped evaluations.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Which device, where one does it all.")] = None,
     bessel: Annotated[bool | None, typer.Option(help="GroupNorm variance as DistriFusion's code has it.")] = None,

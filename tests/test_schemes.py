@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.check import check
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
 from planner.errors import Infeasible, InputError
@@ -119,7 +120,6 @@ def test_every_plan_covers_the_job(name, ranks, knobs):
 
 @pytest.mark.parametrize(("name", "ranks", "knobs"), CASES)
 def test_every_plan_passes_the_checker(name, ranks, knobs):
-    check = pytest.importorskip("planner.check").check
     for plan in made(name, ranks, knobs):
         check(plan, MODEL)
 
@@ -485,3 +485,29 @@ def test_many_devices_are_planned_fast():
     plan = world.plan(stadi, exclude=False)
     assert time.perf_counter() - start < 5  # a second or so on any machine
     assert plan.ranks == 64 and sum(plan.knobs["rows"]) == 480
+
+
+def test_every_second_step_exchanges_half_the_stale_bytes():
+    world = World((1, 1), steps=24)
+    often, seldom = world.plan(distrifusion, warmup=4), world.plan(distrifusion, warmup=4, every=2)
+    check(seldom, MODEL)
+    gathers = [sum(isinstance(op, Gather) and op.what.name == "bundle0" for *_, op in p.walk(0)) for p in (often, seldom)]
+    assert gathers == [19, 10]  # of 20 late steps all but the last send, and every second one
+    assert seldom.steps == 24
+    # Sent in the first step of a beat, waited for in the second, and used until the next has come.
+    beat = [label(op, 0) for op in seldom.phases[1].ops[0] if "bundle0" in label(op, 0)]
+    assert beat == ["G bundle0 [0,1]", "W bundle0"]
+
+
+@pytest.mark.parametrize("late", range(1, 6))
+@pytest.mark.parametrize("every", [2, 3])
+def test_left_over_steps_go_on_with_what_there_is(every, late):
+    world = World((1, 1), steps=4 + late)
+    plan = world.plan(distrifusion, warmup=4, every=every)
+    check(plan, MODEL)
+    assert plan.steps == 4 + late
+
+
+def test_no_steps_between_exchanges_are_refused():
+    with pytest.raises(InputError, match="every must be at least 1"):
+        World((1, 1)).plan(distrifusion, every=0)

@@ -58,13 +58,15 @@ def distrifusion(
     equal_weights: bool = False,
     context: str = "hold",
     damping: float | tuple[float, ...] | None = None,
+    every: int = 1,
 ) -> Generator[Plan, Seen, None]:
     """Bands on every device of the cluster, in its order.
 
     warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
     default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
     per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `hold` what came last, as published, or
-    `predict` it from the last two; damping: of the prediction, see `planner.plan.Damping`.
+    `predict` it from the last two; damping: of the prediction, see `planner.plan.Damping`; every: steps from one exchange
+    of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
     """
     if mode not in MODES:
         raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -74,9 +76,10 @@ def distrifusion(
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
     after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping))
-    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after)
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after, every=every)
     rows = tuple(band.count for band in where.rows)
     knobs = {"warmup": warmup, "mode": mode, "rows": list(rows), "split": split and list(split), "context": context}
+    knobs["every"] = every
     yield Plan("distrifusion", job, tuple(device.name for device in cluster.devices), phases, knobs)
 
 
@@ -89,38 +92,52 @@ def displaced(
     bundle: int = 60,
     after: Context = Context(),
     behind: Callable[[int], tuple[Message, ...]] | None = None,
+    every: int = 1,
 ) -> tuple[Phase, ...]:
     """Warm-up, then `enter` (sends, has nothing to wait for), `steady`, and `leave` (nobody will need what it knows).
 
     after: the policy after the warm-up, in which everything is fresh and seen and GroupNorm takes the mean.
     behind: what a rank sends after the warm-up, in place of gathering the stale kinds in bundles.
+    every: above 1, a beat is so many steps, of which the first sends, the second waits for it, and the others go on with
+    what there is; `leave` are the steps that are left over. Raises InputError for less than 1.
     """
+    if every < 1:
+        raise InputError(f"every must be at least 1 step from exchange to exchange, not {every}")
     parcels = bundles(model, mode.stale, bundle) if behind is None else ()
     exact = replace(after, stat="mean", above=None, below=None)
     ones = (1,) * len(where.rows)
 
-    def phase(name: str, beats: int, context: Context, fresh: frozenset[str], receive: bool, send: bool) -> Phase:
+    def phase(name: str, beats: int, context: Context, fresh: frozenset[str], *turns: tuple[bool, bool]) -> Phase:
+        """turns: whether each step of the beat receives, and whether it sends."""
+
         def ops(rank: int) -> list[Op]:
             messages = behind(rank) if behind and name != "warm-up" else ()
             everyone = where.everyone
-            return evaluation(
-                model, where, rank, 0, fresh, parcels, receive, send, noise=everyone, messages=messages
-            )
+            return [
+                op
+                for step, (receive, send) in enumerate(turns)
+                for op in evaluation(
+                    model, where, rank, step, fresh, parcels, receive, send, noise=everyone, messages=messages
+                )
+            ]
 
         every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
-        return Phase(name, beats, 1, where.rows, where.branches, ones, every_rank, context)
+        return Phase(name, beats, len(turns), where.rows, where.branches, ones, every_rank, context)
 
     late = steps - warmup
+    quiet, sends, receives, both = (False, False), (False, True), (True, False), (True, True)
+    phases = [phase("warm-up", warmup, exact, ALL, quiet)]
     if not mode.stale:
-        phases = [
-            phase("warm-up", warmup, exact, ALL, False, False),
-            phase("steady", late, after, mode.fresh, False, False),
+        phases += [phase("steady", late, after, mode.fresh, quiet)]
+    elif every > 1:
+        phases += [
+            phase("steady", late // every, after, mode.fresh, sends, receives, *[quiet] * (every - 2)),
+            phase("leave", late % every, after, mode.fresh, quiet),
         ]
     else:
-        phases = [
-            phase("warm-up", warmup, exact, ALL, False, False),
-            phase("enter", min(late, 1), after, mode.fresh, False, late > 1),
-            phase("steady", max(late - 2, 0), after, mode.fresh, True, True),
-            phase("leave", int(late > 1), after, mode.fresh, True, False),
+        phases += [
+            phase("enter", min(late, 1), after, mode.fresh, sends if late > 1 else quiet),
+            phase("steady", max(late - 2, 0), after, mode.fresh, both),
+            phase("leave", int(late > 1), after, mode.fresh, receives),
         ]
     return tuple(p for p in phases if p.beats)

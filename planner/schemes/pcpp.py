@@ -46,6 +46,7 @@ def pcpp(
     equal_weights: bool = False,
     context: str = "hold",
     damping: float | tuple[float, ...] | None = None,
+    every: int = 1,
 ) -> Generator[Plan, Seen, None]:
     """Bands on every device of the cluster, in its order.
 
@@ -55,7 +56,7 @@ def pcpp(
     only statistics gathered by all; sent in bundles behind a whole step of compute.
     mode: one of distrifusion's; full_sync exchanges the same on the spot, and with a portion of everything is exact.
     bundle: stops per transfer (of halos and statistics, if whole), 20 as published, else 60.
-    warmup, rows, split, bessel, equal_weights, context, damping: as in `distrifusion`.
+    warmup, rows, split, bessel, equal_weights, context, damping, every: as in `distrifusion`.
     """
     if mode not in MODES:
         raise InputError(f"pcpp: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -79,7 +80,7 @@ def pcpp(
         return _whole(side, kinds, size) if send == "whole" else _needed(side, kinds, size)
 
     chosen = replace(MODES[mode], fresh=frozenset[str]()) if spot else MODES[mode]
-    phases = displaced(model, where, job.steps, min(warmup, job.steps), chosen, after=after, behind=behind)
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), chosen, after=after, behind=behind, every=every)
     knobs = {
         "warmup": warmup,
         "mode": mode,
@@ -88,6 +89,7 @@ def pcpp(
         "rows": [band.count for band in where.rows],
         "split": split and list(split),
         "context": context,
+        "every": every,
     }
     yield Plan("pcpp", job, tuple(device.name for device in cluster.devices), phases, knobs)
 
