@@ -1,8 +1,8 @@
 """The one place where an op becomes seconds. Planner and simulator both ask here; nobody else multiplies bytes by time.
 
-Measured tables first (`Profile`); where there is none, the datasheet: a part costs the larger of FLOPs over the
-reachable matrix rate and weight bytes over the memory rate, plus its kernels' launches; a transfer costs the link's
-latency plus the bytes that the busiest receiver takes in over the link's rate.
+Measured tables first (`Profile`), then what can be borrowed from them (`planner/utilisation.py`), then the datasheet;
+a transfer whose link was never measured costs the link's latency plus the bytes that the busiest receiver takes in over
+the link's rate.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from planner.cluster import Cluster
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Broadcast, Compute, Gather, Observe, Op, Transfer, Wait, peers
+from planner.ops import Broadcast, Compute, Gather, Observe, Op, Recv, Send, Transfer, Wait, peers
 from planner.plan import Phase, Plan
-from planner.profile import Profile, worst
+from planner.profile import MessageTable, Profile, worst
+from planner.utilisation import doubt, forward, widened
+
+# 80 % interval of a transfer by datasheet: messages of the usual sizes are far from the link's rate.
+LINK = (0.9, 2.5)
 
 
 class TransferCost(NamedTuple):
@@ -31,11 +35,17 @@ class TransferCost(NamedTuple):
 
 
 class Cost:
-    """Seconds of ops for one job on one cluster. `provenance` says how the worst number so far was had."""
+    """Seconds of ops for one job on one cluster. `provenance` says how the worst number so far was had.
 
-    def __init__(self, model: Model, job: Job, cluster: Cluster, profile: Profile | None = None) -> None:
+    edge: None is what is expected; 0 and 1 are the ends of the 80 % interval of every duration.
+    """
+
+    def __init__(
+        self, model: Model, job: Job, cluster: Cluster, profile: Profile | None = None, edge: int | None = None
+    ) -> None:
         self.model, self.job, self.cluster = model, job, cluster
         self.profile = profile or Profile()
+        self.edge = edge
         self.height, self.width = model.latent_size(job)
         self.provenance = "measured"
         self._sums: dict[tuple[str, int, int], list[float]] = {}
@@ -63,35 +73,18 @@ class Cost:
         key = (name, rows, batch)
         if key not in self._sums:
             device = self.cluster.device(name)
-            size = self.height, self.width
-            table = self.profile.part_table(device.kind, self.model.name, *size, self.job.dtype, batch)
-            if table is None:
-                sums, said = self._datasheet(name, rows, batch), "datasheet"
-            else:
-                found = [table.at(0, stop, rows) for stop in range(len(self.model.stops))]
-                sums, said = [seconds for seconds, _ in found], found[-1][1]
-            if not all(map(isfinite, sums)):
+            found = forward(self.profile, self.model, self.job, device, rows, batch)
+            if not all(map(isfinite, found.sums)):
                 raise InputError(
                     f"device {name}: seconds of {self.model.name} in the profile are not all finite; measure anew"
                 )
-            self.provenance = worst(self.provenance, said)
-            self._sums[key] = [seconds / (1 - device.occupancy) for seconds in accumulate(sums, max)]
+            self.provenance = worst(self.provenance, found.said)
+            factor = self._factor(found.spread) / (1 - device.occupancy)
+            self._sums[key] = [factor * seconds for seconds in accumulate(found.sums, max)]
         return self._sums[key]
 
-    def _datasheet(self, name: str, rows: int, batch: int) -> list[float]:
-        device, job = self.cluster.device(name), self.job
-        if not device.flops_per_second > 0:
-            raise InputError(
-                f"device {device.name}: neither measured for {self.model.name} {job.height}x{job.width} {job.dtype} "
-                f"batch {batch} nor known by datasheet; run `polyrhythm measure` and `fit`, or give flops_per_second"
-            )
-        own, total = rows * self.width, self.height * self.width
-        rate, memory = device.flops_per_second * device.efficiency, device.memory_bytes_per_second or float("inf")
-        seconds = [0.0]
-        for part in self.model.parts:
-            weights = part.parameters * job.element_bytes / memory
-            seconds.append(max(batch * part.flops(own, total) / rate, weights) + part.kernels * device.launch_seconds)
-        return list(accumulate(seconds))
+    def _factor(self, spread: tuple[float, ...]) -> float:
+        return 1.0 if self.edge is None else spread[self.edge]
 
     def forward(self, device: str, rows: int, batch: int) -> float:
         """Seconds of one whole step (model, guidance, update) on a band: what elastic tiling balances."""
@@ -101,22 +94,32 @@ class Cost:
         """Seconds of `op` as `rank` performs it; the link time is that of the slowest receiver."""
         sent = plans.sent_bytes(self.model, self.job, phase, op)
         who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
-        key = (plan.devices, who, sent)
+        verb = _verb(op)
+        key = (plan.devices, verb, who, sent)
         if key not in self._transfers:
-            costs = [self._receive(plan, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
+            costs = [self._receive(plan, verb, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
             self._transfers[key] = max(costs, key=lambda cost: cost.link, default=TransferCost(0.0, 0.0, 0.0))
         return self._transfers[key]
 
-    def _receive(self, plan: Plan, rank: int, incoming: dict[int, int]) -> TransferCost:
-        links = [self.cluster.link(plan.devices[peer], plan.devices[rank]) for peer in incoming]
-        table = self.profile.message_table(links[0].kind, len(incoming) + 1)
-        if table is not None and all(link.kind == links[0].kind for link in links):
+    def _receive(self, plan: Plan, verb: str, rank: int, incoming: dict[int, int]) -> TransferCost:
+        table = self._table(plan, verb, rank, tuple(incoming))
+        if table is not None:
             post, total, hidden, said = table.at(sum(incoming.values()))
+            said = said if (table.verb, table.ranks) == (verb, len(incoming) + 1) else worst(said, "extrapolated")
             self.provenance = worst(self.provenance, said)
-            return TransferCost(post, total - post, hidden)
+            factor = self._factor(widened(table.spread, doubt(table, said)))
+            return TransferCost(factor * post, factor * (total - post), factor * hidden)
         self.provenance = worst(self.provenance, "datasheet")
+        links = [self.cluster.link(plan.devices[peer], plan.devices[rank]) for peer in incoming]
         seconds = sum(n / link.bytes_per_second for n, link in zip(incoming.values(), links, strict=True))
-        return TransferCost(0.0, seconds + max(link.latency_seconds for link in links), 0.0)
+        return TransferCost(0.0, self._factor(LINK) * (seconds + max(link.latency_seconds for link in links)), 0.0)
+
+    def _table(self, plan: Plan, verb: str, rank: int, sources: tuple[int, ...]) -> MessageTable | None:
+        """What was measured of receiving from so many over links of one kind, or comes nearest to it."""
+        if not self.profile.messages:
+            return None
+        kinds = {self.cluster.link(plan.devices[peer], plan.devices[rank]).kind for peer in sources}
+        return self.profile.nearest_messages(kinds.pop(), len(sources) + 1, verb) if len(kinds) == 1 else None
 
     def seconds(self, plan: Plan, phase: Phase, rank: int, op: Op) -> float:
         """Nominal seconds of any op on its own: compute, or a transfer with all partners ready; a Wait costs nothing."""
@@ -128,6 +131,17 @@ class Cost:
                 return 0.0
             case _:
                 return self.transfer(plan, phase, op, rank).link
+
+
+def _verb(op: Transfer) -> str:
+    """The kind of transfer that is measured for `op`; several messages at once are a gather's."""
+    match op:
+        case Send() | Recv():
+            return "send"
+        case Broadcast():
+            return "broadcast"
+        case _:
+            return "gather"
 
 
 def _receivers(op: Transfer, rank: int) -> list[tuple[int, tuple[int, ...]]]:

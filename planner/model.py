@@ -68,7 +68,7 @@ class Part:
     parameters: int = 0
     kernels: int = 0
 
-    def flops(self, own: int, total: int) -> float:
+    def flops(self, own: float, total: int) -> float:
         return self.fixed + self.per_own * own + self.per_pair * own * total + self.per_all * total
 
 

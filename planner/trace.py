@@ -10,7 +10,8 @@ from typing import Any
 class PartSample:
     """One timed forward: seconds[k] is part k of the model. The other fields are the keys of a `PartTable`.
 
-    height, width: latent size of the whole image; rows: latent rows of the band; repeat: which repetition, from 0.
+    height, width: latent size of the whole image; rows: latent rows of the band; repeat: which repetition, from 0;
+    sweep: which round over all sizes it belongs to, from 0.
     """
 
     device: str
@@ -22,11 +23,12 @@ class PartSample:
     rows: int
     repeat: int
     seconds: tuple[float, ...]
+    sweep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MessageSample:
-    """One timed transfer of which each of `ranks` ranks receives `nbytes`; seconds as in a `MessageTable`."""
+    """One timed transfer of which each of `ranks` ranks receives `nbytes`; seconds and verb as in a `MessageTable`."""
 
     link: str
     ranks: int
@@ -35,11 +37,12 @@ class MessageSample:
     post_seconds: float
     total_seconds: float
     hidden_seconds: float
+    verb: str = "gather"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Samples, and `meta`: date, command, devices, versions, foreign_load (cores that others used), notes."""
+    """Samples, and `meta`: date, command, devices, datasheets, machine, foreign_load (cores that others used), hashes."""
 
     meta: dict[str, Any] = field(default_factory=dict)
     parts: tuple[PartSample, ...] = ()

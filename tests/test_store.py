@@ -101,22 +101,22 @@ def test_a_trace_is_a_directory_of_plain_tables(tmp_path):
     assert store.load_trace(tmp_path / "trace") == small_trace()
     assert sorted(os.listdir(tmp_path / "trace")) == ["messages.csv", "meta.json", "parts.csv"]
     assert (tmp_path / "trace" / "parts.csv").read_text().splitlines()[:2] == [
-        "device,model,height,width,dtype,batch,rows,repeat,seconds",
-        'cpu@0.5,"odd ""name"", with comma",32,32,float32,2,8,0,0.1 1e-09 0.3333333333333333',
+        "device,model,height,width,dtype,batch,rows,repeat,seconds,sweep",
+        'cpu@0.5,"odd ""name"", with comma",32,32,float32,2,8,0,0.1 1e-09 0.3333333333333333,0',
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "line", "said"),
     [
-        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,0.1 x", r"parts\.csv:4: could not convert"),
-        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,nan", r"parts\.csv:4: seconds must be finite"),
-        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,", r"parts\.csv:4: seconds is empty"),
-        ("parts.csv", "cpu,tiny,32,32,float32,2,0,0,1", r"parts\.csv:4: rows must be a whole number of at least 1"),
-        ("parts.csv", "cpu,tiny,32", r"parts\.csv:4: 3 columns where the header has 9"),
+        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,0.1 x,0", r"parts\.csv:4: could not convert"),
+        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,nan,0", r"parts\.csv:4: seconds must be finite"),
+        ("parts.csv", "cpu,tiny,32,32,float32,2,8,0,,0", r"parts\.csv:4: seconds is empty"),
+        ("parts.csv", "cpu,tiny,32,32,float32,2,0,0,1,0", r"parts\.csv:4: rows must be a whole number of at least 1"),
+        ("parts.csv", "cpu,tiny,32", r"parts\.csv:4: 3 columns where the header has 10"),
         ("parts.csv", '"cpu', r"parts\.csv:4: unexpected end of data"),
-        ("messages.csv", "gloo,2,99999999999999999999,0,0,0,0", r"messages\.csv:3: nbytes must be a whole number"),
-        ("messages.csv", "gloo,2,1,0,0,-1,0", r"messages\.csv:3: seconds must be finite and not negative"),
+        ("messages.csv", "gloo,2,99999999999999999999,0,0,0,0,gather", r"messages\.csv:3: nbytes must be a whole number"),
+        ("messages.csv", "gloo,2,1,0,0,-1,0,gather", r"messages\.csv:3: seconds must be finite and not negative"),
     ],
 )
 def test_a_wrong_row_of_a_trace_is_named(name, line, said, tmp_path):
@@ -125,6 +125,16 @@ def test_a_wrong_row_of_a_trace_is_named(name, line, said, tmp_path):
         file.write(line + "\n")
     with pytest.raises(InputError, match=said):
         store.load_trace(tmp_path)
+
+
+def test_a_trace_from_before_sweeps_and_verbs(tmp_path):
+    store.save_trace(tmp_path, small_trace())
+    for name in ("parts.csv", "messages.csv"):
+        lines = (tmp_path / name).read_text().splitlines()
+        (tmp_path / name).write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))
+    found = store.load_trace(tmp_path)
+    assert (found.parts, found.messages) == (small_trace().parts, small_trace().messages)
+    assert found.meta["changed"] == ["parts.csv", "messages.csv"]
 
 
 def test_what_is_not_a_trace(tmp_path):

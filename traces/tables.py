@@ -1,15 +1,17 @@
 """A trace directory: `meta.json`, `parts.csv` (a line per timed forward), `messages.csv` (a line per timed transfer).
 
-parts.csv holds the seconds of all parts of a forward in its last column, space-separated: a line per part would be a
-hundred times as many.
+parts.csv holds the seconds of all parts of a forward in one column, space-separated: a line per part would be a hundred
+times as many.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
-from dataclasses import astuple
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +26,22 @@ META, PARTS, MESSAGES = "meta.json", "parts.csv", "messages.csv"
 
 
 def save_trace(directory: Path | str, trace: Trace) -> None:
-    """Write the three files; `meta.json` comes last, so that a directory that has it is complete."""
+    """Write the three files; `meta.json`, with their hashes, comes last: a directory that has it is complete."""
     from planner.trace import MessageSample, PartSample
 
     directory = Path(directory)
-    parts = [[*astuple(p)[:-1], " ".join(map(repr, p.seconds))] for p in trace.parts]
-    write(directory / PARTS, _format(PartSample, parts))
-    write(directory / MESSAGES, _format(MessageSample, [astuple(m) for m in trace.messages]))
-    write(directory / META, format_json({"schema_version": SCHEMA_VERSION} | trace.meta))
+    texts = {PARTS: _format(PartSample, trace.parts), MESSAGES: _format(MessageSample, trace.messages)}
+    for name, text in texts.items():
+        write(directory / name, text)
+    hashes = {name: _sha256(text) for name, text in texts.items()}
+    write(directory / META, format_json({"schema_version": SCHEMA_VERSION} | trace.meta | {"hashes": hashes}))
 
 
 def load_trace(directory: Path | str) -> Trace:
-    """The trace in a directory; InputError with file:line for a value that cannot be."""
+    """The trace in a directory; InputError with file:line for a value that cannot be.
+
+    meta["changed"] names the tables that are not as they were written.
+    """
     from planner.trace import MessageSample, PartSample, Trace
 
     directory = Path(directory)
@@ -45,37 +51,42 @@ def load_trace(directory: Path | str) -> Trace:
     version = meta.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise InputError(f"{directory / META}: schema_version {version!r} is not {SCHEMA_VERSION}")
+    hashes = meta.pop("hashes", {})
+    changed = [name for name, digest in hashes.items() if _sha256(read_text(directory / Path(name).name)) != digest]
+    meta |= {"changed": changed} if changed else {}
     return Trace(meta, _parse(PartSample, directory / PARTS), _parse(MessageSample, directory / MESSAGES))
 
 
-def _columns(row: type) -> dict[str, str]:
-    """Name and annotation of each column."""
-    return row.__annotations__
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _format(row: type, lines: list[Any]) -> str:
+def _format(row: type, samples: Sequence[Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_columns(row))
-    writer.writerows(lines)
+    writer.writerow(row.__annotations__)
+    writer.writerows([_cell(getattr(sample, name)) for name in row.__annotations__] for sample in samples)
     return out.getvalue()
 
 
+def _cell(value: Any) -> Any:
+    return " ".join(map(repr, value)) if isinstance(value, tuple) else value
+
+
 def _parse(row: type, path: Path) -> tuple[Any, ...]:
-    columns = _columns(row)
+    """The samples in a table; columns that came later, and have defaults, may be missing."""
+    columns = {field.name: str(field.type) for field in fields(row)}
+    needed = [field.name for field in fields(row) if field.default is MISSING]
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     samples = []
     try:
         header = next(reader, [])
-        if header != list(columns):
+        if header[: len(needed)] != needed or header != list(columns)[: len(header)]:
             raise InputError(f"{path}:1: columns must be {','.join(columns)}")
         for line in reader:
-            if len(line) != len(columns):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(line)} columns where the header has {len(columns)}"
-                )
-            values = [_value(text, *column) for text, column in zip(line, columns.items(), strict=True)]
-            samples.append(row(*values))
+            if len(line) != len(header):
+                raise InputError(f"{path}:{reader.line_num}: {len(line)} columns where the header has {len(header)}")
+            samples.append(row(*(_value(text, name, columns[name]) for text, name in zip(line, header, strict=True))))
     except (csv.Error, ValueError) as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
     return tuple(samples)
@@ -87,10 +98,9 @@ def _value(text: str, name: str, kind: str) -> Any:
         return text
     if kind == "int":
         number = int(text) if len(text) < 20 else -1
-        if number < (name != "repeat"):
-            raise ValueError(
-                f"{name} must be a whole number of at least {int(name != 'repeat')}, not {text[:20]!r}"
-            )
+        least = int(name not in ("repeat", "sweep"))
+        if number < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, not {text[:20]!r}")
         return number
     if kind == "float":
         return _seconds(text)
