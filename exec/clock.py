@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +18,16 @@ class Clock:
     def __init__(self) -> None:
         self._raw: list[list] = []
         self.zero: Any = 0
+        self.zero_ns = 0
 
     def start(self) -> None:
         """Time 0 is now."""
         self._raw, self.zero = [], self.mark()
+        self.zero_ns = time.perf_counter_ns()
+
+    def said(self) -> dict[str, Any]:
+        """Time 0 on the machine's own clock, and which machine that is: by this, ranks' times are brought together."""
+        return {"machine": _machine(), "zero_ns": self.zero_ns}
 
     def mark(self):
         return time.perf_counter_ns()
@@ -65,6 +73,15 @@ class CudaClock(Clock):
 
     def _since(self, mark) -> int:
         return round(self.zero.elapsed_time(mark) * 1e6)
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Changes when the clock does: with every start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def clock_for(device: torch.device) -> Clock:

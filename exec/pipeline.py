@@ -267,7 +267,8 @@ class Parallel:
 
     def _finish(self, latents: Tensor) -> None:
         received = {self.rank: dict(self.channels.received)} if self.channels is not None else {}
-        self.timeline = Timeline("measured", self.plan.digest, self.plan.devices, self.seam.done, received)
+        said = {"seconds": "measured", "clock": self.clock.said()}
+        self.timeline = Timeline("measured", self.plan.digest, self.plan.devices, self.seam.done, received, said)
         if not bool(torch.isfinite(latents).all()):
             raise NotANumber(f"rank {self.rank} ({self.plan.devices[self.rank]}): the final latents are not finite")
 

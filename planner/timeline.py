@@ -26,6 +26,11 @@ class Event(NamedTuple):
     nbytes: int = 0
     posted_ns: int = 0
 
+    def later(self, by_ns: int) -> Event:
+        """The same event on a clock that shows that much more."""
+        rank, lane, label, step, start, end, nbytes, posted = self
+        return Event(rank, lane, label, step, start + by_ns, end + by_ns, nbytes, posted + by_ns)
+
 
 @dataclass
 class Timeline:

@@ -232,8 +232,15 @@ def patience(plan: Plan, expected_seconds: float | None) -> float:
 
 
 def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
-    """One timeline of the timelines that the ranks kept; their clocks were lined up before the first op."""
-    events = [event for timeline in timelines for event in timeline.events]
+    """One timeline of the timelines that the ranks kept, from when the first of them began.
+
+    Ranks of one machine share its clock; those of several began together as far as is known.
+    """
+    clocks = [timeline.provenance.get("clock", {}) for timeline in timelines]
+    machines = {clock.get("machine") for clock in clocks}
+    shared = len(machines) == 1 and all(machines)
+    zeros = [clock["zero_ns"] if shared else 0 for clock in clocks]
+    events = [event.later(zero - min(zeros)) for timeline, zero in zip(timelines, zeros) for event in timeline.events]
     received = {rank: peers for timeline in timelines for rank, peers in timeline.received.items()}
     memory = tuple(int(result["peak_memory_bytes"]) for result in results)
     first = timelines[0]

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import Protocol
 
 import simpy
 
@@ -28,7 +29,7 @@ from planner.timeline import Event, Timeline
 from sim.channels import Channels, Turn
 from sim.clock import Clock
 from sim.load import Speed
-from sim.prices import Prices
+from sim.prices import Price, Prices
 
 Load = Mapping[str, Sequence[tuple[float, float]]]
 Waiting = dict[int, tuple[int, Turn]]  # rank: grid step and transfer of its latest Wait
@@ -69,14 +70,20 @@ def run(
     prices = Prices(plan, model, cost)
     others = {cluster.device(name).name: points for name, points in (load or {}).items()}
     speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in plan.devices]
-    events = list(chain.from_iterable(_simulate(plan, prices, speeds)))
+    events = list(chain.from_iterable(perform(plan, prices, speeds)))
     said = {"seconds": cost.provenance}
     memory = held_bytes(plan, model, prices.moved)
     return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory)
 
 
-def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> list[list[Event]]:
-    """Perform all ranks; the events of each."""
+class Priced(Protocol):
+    """What ops cost: `Prices`, or what a recording says."""
+
+    def walk(self, rank: int, /) -> Iterator[Price]: ...
+
+
+def perform(plan: Plan, prices: Priced, speeds: list[Speed]) -> list[list[Event]]:
+    """Perform all ranks; the events of each. PlanError as in `run`."""
     clock, waiting = Clock(), Waiting()
     channels = Channels(clock, plan.ranks)
     logs: list[list[Event]] = [[] for _ in plan.devices]
@@ -96,7 +103,7 @@ def _simulate(plan: Plan, prices: Prices, speeds: list[Speed]) -> list[list[Even
 
 
 def _perform(
-    plan: Plan, rank: int, prices: Prices, speed: Speed, channels: Channels, waiting: Waiting, log: list[Event]
+    plan: Plan, rank: int, prices: Priced, speed: Speed, channels: Channels, waiting: Waiting, log: list[Event]
 ) -> Generator[simpy.Event, None, None]:
     """Perform `rank`'s ops of `plan` and log the events."""
     pending: dict[str, deque[Turn]] = defaultdict(deque)

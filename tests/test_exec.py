@@ -21,10 +21,12 @@ from planner.model import Model, Part
 from planner.plan import Plan, received_bytes
 from planner.schemes import SCHEMES
 from polyrhythm.local import Machine
+from sim.replay import replay
 from sim.run import run as simulate
 from tests import tiny
 from traces.clusters import cluster_from_flags
 from traces.importing import read_foreign
+from traces.replay import recording
 
 STEPS = 6
 FAMILIES = ("unet", "mmdit")
@@ -228,6 +230,8 @@ def test_a_profile_of_our_run_gives_back_its_timeline(machine: Machine, homes: d
         first = pairs[0][0].start_ns - pairs[0][1].start_ns
         off = [(a.start_ns - b.start_ns - first, a.end_ns - b.end_ns - first) for a, b in pairs]
         assert np.median(np.abs(off)) < 1e6  # of ops that take milliseconds; two clocks, so no more than that
+    for timeline in (own, seen):  # performed again with its own durations
+        assert replay(recording(timeline)).latency_seconds == pytest.approx(timeline.latency_seconds, rel=0.01)
 
 
 def test_a_profiler_may_come_and_step_in_the_middle_of_an_image(homes: dict[str, Path], tmp_path: Path) -> None:

@@ -121,15 +121,13 @@ class ProfilerRun:
                 *_stretches(trace, place),
                 *_collectives(trace, place, shift, when),
             ]
-            events += [
-                _shifted(event, shift) for event in sorted(own, key=lambda event: (event.start_ns, event.end_ns))
-            ]
+            events += [e.later(shift) for e in sorted(own, key=lambda event: (event.start_ns, event.end_ns))]
         zero = min((min(event.start_ns, event.posted_ns) for event in events), default=0)
         return Timeline(
             source="measured",
             plan_digest=plans[0].digest if len({plan.digest for plan in plans}) == 1 else "",
             devices=tuple(plan.device for plan in plans) or tuple(trace.device for trace in self.traces),
-            events=[_shifted(event, -zero) for event in events],
+            events=[event.later(-zero) for event in events],
             provenance=self._provenance() | ({"image": number, "images": self.images} if plans else {}),
         )
 
@@ -161,10 +159,6 @@ def read_run(paths: Sequence[Path | str], limit: int = MAX_BYTES) -> ProfilerRun
         if a.rank == b.rank:
             raise InputError(f"{b.path}: rank {b.rank} is already in {a.path}; give one file per rank of one run")
     return ProfilerRun(tuple(traces))
-
-
-def _shifted(event: Event, by: int) -> Event:
-    return event._replace(start_ns=event.start_ns + by, end_ns=event.end_ns + by, posted_ns=event.posted_ns + by)
 
 
 def _stretches(trace: RankTrace, place: int) -> Iterator[Event]:
