@@ -5,13 +5,17 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: test demo lint clean
+.PHONY: test demo gpu lint clean
 
 test: $(STAMP)
 	$(BIN)/pytest $(ARGS)
 
 demo: $(STAMP)
 	$(BIN)/polyrhythm demo $(ARGS)
+
+# Needs a GPU; with no network, and torch and diffusers already there: python benchmarks/gpu.py
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

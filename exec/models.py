@@ -86,6 +86,28 @@ def embeds_from_words(source: str, prompts: list[str], negative: str = "") -> di
     return dict(zip(EMBEDS, (prompt_embeds, no_embeds, pooled, no_pooled), strict=True))
 
 
+def _reads(pipe: Any) -> bool:
+    """Whether the pipeline has a text encoder."""
+    return any(getattr(pipe, f"text_encoder{n}", None) is not None for n in ("", "_2", "_3"))
+
+
+def embeds_made_up(pipe: Any, batch: int) -> dict[str, Tensor]:
+    """Random embeddings of the right shapes, for timing a model that has no text encoder beside it."""
+    from exec.denoiser import adapter_for
+    from exec.describe import INPUTS
+
+    inputs, tokens = INPUTS[adapter_for(denoiser(pipe)).family]
+    like = inputs(denoiser(pipe), batch, 64, 64, "meta", tokens)
+    added = like.get("added_cond_kwargs") or {}
+    pooled = like.get("pooled_projections", added.get("text_embeds"))
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, shaped in zip(EMBEDS, (like["encoder_hidden_states"],) * 2 + (pooled,) * 2, strict=True):
+        if shaped is not None:
+            found[name] = torch.randn(shaped.shape, generator=generator)
+    return found
+
+
 def encode_words(prompts: list[str], source: str) -> tuple[Tensor, Tensor]:
     """(n, T, D) prompt embeddings and (n, P) pooled ones from the word tables of directory `source`.
 
@@ -120,7 +142,9 @@ def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, ba
     if embeds is not None:
         found: dict[str, Any] = embeds_from_file(embeds)
     else:
-        found = embeds_from_words(source, [prompt or ""] * batch) or {"prompt": [prompt or ""] * batch}
+        found = embeds_from_words(source, [prompt or ""] * batch) or (
+            {"prompt": [prompt or ""] * batch} if prompt or _reads(pipe) else embeds_made_up(pipe, batch)
+        )
     like = denoiser(pipe)
     ids = found.pop("add_time_ids", None)
     if ids is not None:  # (1, 6): original size, crop, target size
