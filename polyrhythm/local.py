@@ -339,13 +339,13 @@ def _processor() -> str:
 
 
 def _sizes(name: str, height: int, count: int, description: Model | None = None) -> tuple[int, ...]:
-    """About `count` band heights in latent rows, denser where small, the whole image among them."""
+    """About `count` band heights in latent rows, denser where small, from the smallest to the whole image."""
     from traces.store import load_model
 
     model = description or load_model(name)
     rows, granule = height // model.vae_scale, model.granule
     wanted = [rows * ((i + 1) / count) ** 1.3 for i in range(count)]
-    return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {rows}))
+    return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {granule, rows}))
 
 
 def _nominal(samples: list[PartSample]) -> PartTable:
