@@ -20,10 +20,14 @@ from planner.model import Model, Part, Stop
 
 
 class Adapter(Protocol):
-    """What a family of models must offer; construct with the module, which stays untouched until `install`."""
+    """What a family of models must offer; construct with the module, which stays untouched until `install`.
+
+    packed: rows and columns of latent pixels that the pipeline packs into one token, 1 if it keeps them as an image.
+    """
 
     family: str
     granule: int
+    packed: int
     stops: tuple[Stop, ...]
 
     def install(self, seam: Seam) -> None: ...
@@ -101,6 +105,22 @@ class Seam:
         else:
             if self.op.start == 0:
                 self.context.enter(self.phase, self.step)
+
+
+def unpack(sample: Tensor, packed: int, height: int) -> Tensor:
+    """Latents (b, C, H, W) of what the pipeline hands around: themselves, or tokens (b, H W / packed^2, C packed^2)."""
+    if packed == 1:
+        return sample
+    images = sample.unflatten(1, (height // packed, -1)).unflatten(-1, (-1, packed, packed))
+    return images.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def pack(latents: Tensor, packed: int) -> Tensor:
+    """Inverse of `unpack`."""
+    if packed == 1:
+        return latents
+    pieces = latents.unflatten(3, (-1, packed)).unflatten(2, (-1, packed))
+    return pieces.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0) -> Model:

@@ -24,7 +24,7 @@ class FluxAdapter:
     """Stops: K/V of the image tokens in each joint block, then in each single block."""
 
     family = "flux"
-    granule = PACK
+    granule = packed = PACK
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer

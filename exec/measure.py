@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from exec.channels import Channels
 from exec.denoiser import adapter_for, skeleton
-from exec.models import arguments, denoiser
+from exec.models import arguments, denoiser, planned_call
 from exec.pace import Pace
 from exec.pipeline import parallelize, unparallelize
 from planner.beats import CONTEXT, layout
@@ -73,27 +73,13 @@ def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[di
 
 def time_parts(pipe: Any, request: Request, batch: int, rows: int, pace: Pace | None) -> list[tuple[float, ...]]:
     """Seconds of every part, per evaluation but the first, of a band of `rows` with `batch` items."""
-    job = Job(
-        request.name,
-        request.height,
-        request.width,
-        request.evaluations,
-        5.0,
-        request.sampler,
-        request.dtype,
-        max(1, batch // 2),
-    )
+    size = request.height, request.width
+    embedded = skeleton(request.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor).takes_guidance
+    images = batch if embedded else max(1, batch // 2)
+    job = Job(request.name, *size, request.evaluations, 5.0, request.sampler, request.dtype, images, embedded=embedded)
     parallelize(pipe, _alone(pipe, job, batch, rows), 0, pace=pace, blank=True)
     try:
-        pipe(
-            **arguments(pipe, request.model, None, None, job.batch),
-            height=job.height,
-            width=job.width,
-            num_inference_steps=job.steps,
-            guidance_scale=job.guidance,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )
+        pipe(**arguments(pipe, request.model, None, None, job.batch), **planned_call(pipe, job))
         events = pipe.polyrhythm.timeline.events
     finally:
         unparallelize(pipe)

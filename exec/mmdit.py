@@ -21,6 +21,7 @@ class MMDiTAdapter:
     """Stops: K/V per attention of each block, in the order in which the blocks run."""
 
     family = "mmdit"
+    packed = 1
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer

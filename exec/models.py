@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from exec.sampler import made_for
 from planner.errors import InputError
+from planner.job import Job
 
+MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -69,7 +72,7 @@ def embeds_from_file(path: str) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a safetensors file ({error})") from error
     if "prompt_embeds" not in tensors:
         raise InputError(f"{path}: has no prompt_embeds; it has {', '.join(sorted(tensors)) or 'nothing'}")
-    known = {*EMBEDS, "latents", "add_time_ids"}
+    known = {*EMBEDS, *MASKS, "latents", "add_time_ids"}
     unknown = sorted(set(tensors) - known)
     if unknown:
         raise InputError(f"{path}: unknown tensor {unknown[0]!r}; allowed are {', '.join(sorted(known))}")
@@ -145,7 +148,13 @@ def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, ba
         found = embeds_from_words(source, [prompt or ""] * batch) or (
             {"prompt": [prompt or ""] * batch} if prompt or _reads(pipe) else embeds_made_up(pipe, batch)
         )
-    like = denoiser(pipe)
+    takes, like = parameters(pipe), denoiser(pipe)
+    if "negative_prompt_embeds" in found:
+        found["negative_prompt"] = None  # PixArt's own is "", which contradicts
+    for mask in set(MASKS) & takes - set(found):  # a mask that is not given hides nothing
+        tokens = found.get(mask.replace("attention_mask", "embeds"))
+        if tokens is not None:
+            found[mask] = torch.ones(tokens.shape[:2])
     ids = found.pop("add_time_ids", None)
     if ids is not None:  # (1, 6): original size, crop, target size
         flat = [int(v) for v in ids.flatten()[:6]]
@@ -157,9 +166,40 @@ def arguments(pipe: Any, source: str, prompt: str | None, embeds: str | None, ba
     return {k: v.to(like.device, like.dtype) if isinstance(v, Tensor) else v for k, v in found.items()}
 
 
+def parameters(pipe: Any) -> set[str]:
+    """Names of what the pipeline's call takes."""
+    return set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
+
+
+def planned_call(pipe: Any, job: Job) -> dict[str, Any]:
+    """What of the pipeline's call follows from the job. PixArt would round the size to one of its own."""
+    exact = {"use_resolution_binning": False} if "use_resolution_binning" in parameters(pipe) else {}
+    return exact | {
+        "height": job.height,
+        "width": job.width,
+        "num_inference_steps": job.steps,
+        "guidance_scale": job.guidance,
+        "generator": torch.Generator().manual_seed(job.seed),
+        "output_type": "latent",
+    }
+
+
+def every_step(pipe: Any, seen: Callable[[int, Tensor], None]) -> dict[str, Any]:
+    """Arguments by which the pipeline's call tells `seen` the number of each step and the latents after it."""
+
+    def new(_pipe: Any, step: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen(step, tensors["latents"])
+        return {}
+
+    def old(step: int, _t: Any, latents: Tensor) -> None:
+        seen(step, latents)
+
+    return {"callback_on_step_end": new} if "callback_on_step_end" in parameters(pipe) else {"callback": old}
+
+
 def further(pipe: Any, call: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """`call`, if the pipeline's call takes these arguments and the job and prompt have not `given` them; else InputError."""
-    takes = set(inspect.signature(type(pipe).__call__).parameters) - {"self", "args", "kwargs"}
+    takes = parameters(pipe)
     for name in call:
         if name in given:
             raise InputError(f"call argument {name!r} is given by the job and the prompt already; give it there")

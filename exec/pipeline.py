@@ -21,7 +21,7 @@ from exec import annotate, preflight, sampler
 from exec.channels import Channels
 from exec.clock import clock_for
 from exec.context import Context, ahead
-from exec.denoiser import Seam, adapter_for, skeleton
+from exec.denoiser import Seam, adapter_for, pack, skeleton, unpack
 from exec.pace import Pace
 from exec.run import run
 from planner.errors import InputError, NotANumber, PlanError
@@ -113,9 +113,10 @@ class Parallel:
     def _check(self, plan: Plan) -> None:
         if not 0 <= self.rank < plan.ranks:
             raise PlanError(f"rank {self.rank}: the plan has ranks 0 to {plan.ranks - 1}")
-        if self.adapter.family == "flux":
+        if self.model.takes_guidance and len(plan.job.branches) > 1:
             raise InputError(
-                "FLUX pipelines pack their latents into tokens, which cannot be cut in bands yet; plan and simulate work"
+                f"{type(self.denoiser).__name__} takes the guidance scale as an input and has one branch, the plan has "
+                f"{len(plan.job.branches)}; plan with a job that says so (`embedded`)"
             )
         kind = sampler.kind_of(self.scheduler)
         if kind != plan.job.sampler:
@@ -166,7 +167,7 @@ class Parallel:
         return _Output(noise) if return_dict else (noise,)
 
     def _evaluate(self, original: Any, sample: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """One evaluation on the own branches and rows. sample: (images x branches, C, H, W)."""
+        """One evaluation on the own branches and rows. sample: (images x branches, ...) as the pipeline has it."""
         job, phase = self.plan.job, self.seam.phase
         rows, own = phase.rows[self.rank], phase.branches[self.rank]
         items = [k * job.batch + i for k, b in enumerate(job.branches) if b in own for i in range(job.batch)]
@@ -180,13 +181,20 @@ class Parallel:
             return value
 
         self.seam.full = pick(sample)
-        band = self.seam.full[:, :, rows.start : rows.stop]
+        band = self._packed(self._latents(self.seam.full)[:, :, rows.start : rows.stop])
         out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
+        out = unpack(out, self.adapter.packed, rows.count)
         channels = self.model.stops[self.model.noise].channels
         self.seam.at(self.model.noise, out[:, :channels])
         noise = self.seam.context.noise()
         # PixArt also predicts variances, which its pipeline throws away: they do not travel.
-        return noise if out.shape[1] == channels else F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels))
+        return self._packed(F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels)))
+
+    def _latents(self, sample: Tensor) -> Tensor:
+        return unpack(sample, self.adapter.packed, self.model.latent_size(self.plan.job)[0])
+
+    def _packed(self, latents: Tensor) -> Tensor:
+        return pack(latents, self.adapter.packed)
 
     def _step(self, original: Any, prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's scheduler step: own rows (or all) from sigma[i] to sigma[i + stride]; then latents are shared."""
@@ -199,12 +207,13 @@ class Parallel:
             phase = self.seam.phase
             rows, own = sampled_rows(self.model, phase, self.rank), phase.rows[self.rank]
             band = slice(rows.start, rows.stop)
-            latents = sample.clone()
-            latents[:, :, band] = self._sampled(i, phase, rows, sample, prediction, kwargs)[:, :, band]
+            latents = self._latents(sample).clone()
+            stepped = self._sampled(i, phase, rows, sample, prediction, kwargs)
+            latents[:, :, band] = self._latents(stepped)[:, :, band]
             context = self.seam.context
             self.seam.at(self.model.latent, latents[:, :, own.start : own.stop])
             context.place_latents(latents)
-            sample = latents
+            sample = self._packed(latents)
             if not self.seam.live:
                 self._finish(latents)
         else:
@@ -239,14 +248,18 @@ class Parallel:
 
     def _begin(self, sample: Tensor) -> None:
         job = self.plan.job
-        steps, expected = len(self.scheduler.timesteps), (job.batch * len(job.branches), *self.model.latent_size(job))
-        found = (sample.shape[0], *sample.shape[2:])
+        steps, size = len(self.scheduler.timesteps), self.model.latent_size(job)
+        expected: tuple[int, ...] = (job.batch * len(job.branches), *size)
+        found, what = (sample.shape[0], *sample.shape[2:]), "rows, columns"
+        if self.adapter.packed > 1:
+            expected = expected[0], size[0] * size[1] // self.adapter.packed**2
+            found, what = tuple(sample.shape[:2]), "tokens"
         if steps != job.steps or found != expected:
             raise InputError(
-                f"the plan is for {job.steps} steps of (batch, rows, columns) {expected}, the call has {steps} of {found}; "
+                f"the plan is for {job.steps} steps of (batch, {what}) {expected}, the call has {steps} of {found}; "
                 "call the pipeline as planned (num_inference_steps, height, width, guidance_scale) or plan anew"
             )
-        whole = Rows(0, expected[1])
+        whole = Rows(0, size[0])
         known = [
             sampled_rows(self.model, phase, r) == whole for phase in self.plan.phases for r in range(self.plan.ranks)
         ]

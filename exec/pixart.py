@@ -21,6 +21,7 @@ class PixArtAdapter:
     """Stops: K/V of each block's self-attention."""
 
     family = "pixart"
+    packed = 1
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer

@@ -17,11 +17,13 @@ import torch.distributed as dist
 
 from exec import measure as measuring
 from exec.channels import Channels
-from exec.models import arguments, further, load_pipeline
+from exec.denoiser import adapter_for, unpack
+from exec.models import arguments, denoiser, every_step, further, load_pipeline, planned_call
 from exec.pace import Pace
 from exec.pipeline import parallelize, unparallelize
 from exec.worker import Beat
 from planner.beats import CONTEXT, STATE
+from planner.job import Job
 from planner.plan import Plan
 from planner.profile import Profile
 
@@ -70,7 +72,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
         unparallelize(pipe)
     if rank == 0 and args.get("output"):
         beat(plan.job.steps, of=plan.job.steps)  # decoding takes its time, too
-        _save(pipe, args["output"], latents, traced)
+        _save(pipe, plan.job, args["output"], latents, traced)
     return {
         "timelines": timelines,
         "wall_seconds": walls,
@@ -109,21 +111,12 @@ def _call(pipe: Any, plan: Plan, args: dict[str, Any], beat: Beat) -> tuple[torc
     job = plan.job
     traced: list[torch.Tensor] = []
 
-    def each_step(_pipe: Any, index: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def seen(index: int, latents: torch.Tensor) -> None:
         beat(index, of=job.steps)
         if args.get("trace_latents"):
-            traced.append(tensors["latents"].detach().float().cpu().clone())
-        return {}
+            traced.append(latents.detach().float().cpu().clone())
 
-    planned = {
-        "height": job.height,
-        "width": job.width,
-        "num_inference_steps": job.steps,
-        "guidance_scale": job.guidance,
-        "generator": torch.Generator().manual_seed(job.seed),
-        "output_type": "latent",
-        "callback_on_step_end": each_step,
-    }
+    planned = planned_call(pipe, job) | every_step(pipe, seen)
     text = arguments(pipe, args["model"], args.get("prompt"), args.get("embeds"), job.batch)
     latents = pipe(**further(pipe, args.get("call") or {}, {*planned, *text}), **text, **planned).images
     return latents, traced
@@ -143,13 +136,13 @@ def _profiled(directory: str | None, rank: int) -> Iterator[None]:
     listening.export_chrome_trace(f"{directory}/rank{rank}.json.gz")
 
 
-def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tensor]) -> None:
+def _save(pipe: Any, job: Job, output: str, latents: torch.Tensor, traced: list[torch.Tensor]) -> None:
     """Write final latents and decoded picture: `.png` the picture alone, `.safetensors` latents, picture and trace."""
     import os
 
     from safetensors.torch import save
 
-    picture = _decode(pipe, latents)
+    picture = _decode(pipe, job, latents)
     partial = f"{output}.part"
     if output.endswith(".png"):
         from PIL import Image
@@ -164,9 +157,10 @@ def _save(pipe: Any, output: str, latents: torch.Tensor, traced: list[torch.Tens
     os.replace(partial, output)
 
 
-def _decode(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+def _decode(pipe: Any, job: Job, latents: torch.Tensor) -> torch.Tensor:
     """(images, 3, height, width) in [0, 1], float32 on the CPU."""
     config = pipe.vae.config
+    latents = unpack(latents, adapter_for(denoiser(pipe)).packed, job.height // pipe.vae_scale_factor)
     latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     with torch.no_grad():
         picture = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]

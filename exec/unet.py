@@ -23,6 +23,7 @@ class UNetAdapter:
     """Stops: a halo per 3x3 convolution but the first (it sees the whole latent), a statistic per GroupNorm, K/V per self-attention."""
 
     family = "unet"
+    packed = 1
 
     def __init__(self, unet: nn.Module) -> None:
         if getattr(unet.config, "class_embed_type", None) or unet.config.encoder_hid_dim:

@@ -15,7 +15,8 @@ class Job:
     """One image to make.
 
     model: name of a model description or a directory; height, width: pixels; steps: length of the global sigma grid;
-    guidance: classifier-free guidance scale, 1 is no guidance (one branch); batch: images made at once.
+    guidance: classifier-free guidance scale, 1 is no guidance (one branch); embedded: the model takes the scale as an
+    input, so that there is one branch at any scale (FLUX); batch: images made at once.
     Raises InputError for a value that no run could have.
     """
 
@@ -28,6 +29,7 @@ class Job:
     dtype: str = "float16"
     batch: int = 1
     seed: int = 0
+    embedded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "steps", "batch"):
@@ -44,7 +46,7 @@ class Job:
     @property
     def branches(self) -> tuple[str, ...]:
         """Branches of the denoiser, in the order in which diffusers stacks them on the batch."""
-        return ("cond",) if self.guidance == 1 else ("uncond", "cond")
+        return ("cond",) if self.guidance == 1 or self.embedded else ("uncond", "cond")
 
     @property
     def element_bytes(self) -> int:

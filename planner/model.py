@@ -76,7 +76,7 @@ class Part:
 class Model:
     """A denoiser.
 
-    family: `unet` or `mmdit` (the executor's adapter). vae_scale: pixels per latent pixel. granule: the smallest cut of
+    family: the executor's adapter, `unet`, `mmdit`, `pixart` or `flux`. vae_scale: pixels per latent pixel. granule: the smallest cut of
     latent rows that the model's downsampling allows. stops has P+3 entries (entry, P points, noise, latent); parts[k]
     lies between stops[k] and stops[k+1], so there are P+2, the last of which is guidance and the sampler's update.
     """
@@ -100,6 +100,11 @@ class Model:
     def latent(self) -> int:
         """Index of the stop whose tensor is the updated latent: the end of a step."""
         return len(self.stops) - 1
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the guidance scale is an input, so that there is one branch whatever it is."""
+        return self.family == "flux"
 
     @cached_property
     def points(self) -> tuple[int, ...]:

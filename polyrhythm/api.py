@@ -66,8 +66,8 @@ USUAL = {
     "sdxl": Usual(1024, "ddim", "float16"),
     "sd15": Usual(512, "ddim", "float16", 7.5),
     "sd3-medium": Usual(1024, "flow-euler", "float16", 7.0),
-    "flux-dev": Usual(1024, "flow-euler", "bfloat16", 1.0),  # distilled: one branch
-    "pixart-alpha": Usual(1024, "ddim", "float16", 4.5),
+    "flux-dev": Usual(1024, "flow-euler", "bfloat16", 3.5),
+    "pixart-alpha": Usual(1024, "dpm++2m", "float16", 4.5),
 }
 OF_FAMILY = {
     "unet": USUAL["sdxl"],
@@ -84,13 +84,15 @@ def usual(model: Model) -> Usual:
 
 def job(model: str, **given: Any) -> Job:
     """The job with what is usual for `model` (a name or a path) wherever nothing, or None, is given."""
-    norm = usual(load_model(model))
+    known = load_model(model)
+    norm = usual(known)
     fields: dict[str, Any] = {
         "height": norm.pixels,
         "width": norm.pixels,
         "sampler": norm.sampler,
         "dtype": norm.dtype,
         "guidance": norm.guidance,
+        "embedded": known.takes_guidance,
     }
     return Job(model, **fields | {name: value for name, value in given.items() if value is not None})
 

@@ -18,7 +18,13 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests import tiny
 
     root = tmp_path_factory.mktemp("tiny")
-    return {"unet": tiny.unet_pipeline(root / "unet"), "mmdit": tiny.mmdit_pipeline(root / "mmdit")}
+    families = {
+        "unet": tiny.unet_pipeline,
+        "mmdit": tiny.mmdit_pipeline,
+        "pixart": tiny.pixart_pipeline,
+        "flux": tiny.flux_pipeline,
+    }
+    return {family: make(root / family) for family, make in families.items()}
 
 
 @pytest.fixture(scope="session")

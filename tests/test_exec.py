@@ -54,7 +54,7 @@ def described(home: Path) -> Model:
 
 
 def plan_for(model: Model, scheme: str, ranks: int, sampler: str, **knobs: Any) -> Plan:
-    job = Job(model.name, 32, 32, STEPS, 4.0, sampler, "float32")
+    job = Job(model.name, 32, 32, STEPS, 4.0, sampler, "float32", embedded=model.takes_guidance)
     cluster = cluster_from_flags(f"cpu*{ranks}" if ranks > 1 else "cpu")
     cluster = type(cluster)(
         tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in cluster.devices), cluster.links

@@ -9,7 +9,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -69,9 +74,7 @@ def mmdit_pipeline(home: Path) -> Path:
         dual_attention_layers=(1,),
         qk_norm="rms_norm",
     )
-    for name, parameter in transformer.named_parameters():  # the zero-initialised ends would hide errors
-        if parameter.abs().sum() == 0 and "bias" not in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    _stir(transformer)
     nothing = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe = StableDiffusion3Pipeline(vae=_vae(0.06), transformer=transformer, scheduler=scheduler, **nothing)
@@ -80,12 +83,69 @@ def mmdit_pipeline(home: Path) -> Path:
     return home
 
 
+def pixart_pipeline(home: Path) -> Path:
+    """PixArt-alpha's shape in small, with its usual sampler and the variance that it predicts and nobody reads."""
+    torch.manual_seed(3)
+    transformer = PixArtTransformer2DModel(
+        sample_size=32,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=24,
+    )
+    _stir(transformer)
+    scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02)
+    nothing = dict.fromkeys(("text_encoder", "tokenizer"))
+    PixArtAlphaPipeline(vae=_vae(None), transformer=transformer, scheduler=scheduler, **nothing).save_pretrained(home)
+    text = {name: torch.randn(1, 5, 24) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    masked = {"prompt_attention_mask": torch.tensor([[1.0, 1, 1, 0, 0]])}  # of the other prompt nothing is hidden
+    save_file(text | masked, home / "embeds.safetensors")
+    return home
+
+
+def flux_pipeline(home: Path) -> Path:
+    """FLUX's shape in small: joint blocks, then single ones; latents packed into tokens; guidance an input."""
+    torch.manual_seed(4)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    _stir(transformer)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    FluxPipeline(vae=_vae(0.1), transformer=transformer, scheduler=scheduler, **nothing).save_pretrained(home)
+    embeds = {"prompt_embeds": torch.randn(1, 5, 32), "pooled_prompt_embeds": torch.randn(1, 16)}
+    save_file(embeds, home / "embeds.safetensors")
+    return home
+
+
+def _stir(transformer: torch.nn.Module) -> None:
+    """Zero-initialised ends would hide errors."""
+    for name, parameter in transformer.named_parameters():
+        if parameter.abs().sum() == 0 and "bias" not in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+
 def call(pipe: Any, home: Path, steps: int, guidance: float = 4.0, **more: Any) -> torch.Tensor:
     """Final latents of the plain pipeline call that a run of the executor must equal."""
     from exec.models import arguments
 
     text = arguments(pipe, str(home), None, str(home / "embeds.safetensors"), 1)
     size = {"height": 32, "width": 32, "num_inference_steps": steps, "guidance_scale": guidance}
+    if isinstance(pipe, PixArtAlphaPipeline):
+        more["use_resolution_binning"] = False
     more = {"generator": torch.Generator().manual_seed(0)} | more
     return pipe(**text, **size, output_type="latent", **more).images
 
