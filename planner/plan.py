@@ -152,7 +152,7 @@ class Plan:
         return {
             "schema_version": SCHEMA_VERSION,
             "scheme": self.scheme,
-            "job": asdict(self.job),
+            "job": _job_to_json(self.job),
             "devices": list(self.devices),
             "knobs": self.knobs,
             "phases": [_phase_to_json(phase) for phase in self.phases],
@@ -253,6 +253,12 @@ def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
 
 
 # JSON: an op is a short list, first its letter; parcels are listed once per phase and referred to by name.
+
+
+def _job_to_json(job: Job) -> dict[str, Any]:
+    """What came later is named only where it says something, so that the digests of older plans stand."""
+    document = asdict(job)
+    return document if job.embedded else {name: value for name, value in document.items() if name != "embedded"}
 
 
 def _phase_to_json(phase: Phase) -> dict[str, Any]:
