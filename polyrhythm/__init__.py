@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from polyrhythm.api import (
         UsageError,
         catalog,
-        compare,
         doctor,
         explain,
         fit,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
         schedule,
         simulate,
     )
+    from polyrhythm.comparing import compare, compare_set, save_page
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -80,9 +80,10 @@ _HOMES = {
     "planner.timeline": "Event Timeline",
     "planner.trace": "Trace",
     "polyrhythm.api": (
-        "UsageError catalog compare doctor explain fit job load_planned measure plan run save_measured save_planned "
+        "UsageError catalog doctor explain fit job load_planned measure plan run save_measured save_planned "
         "schedule simulate"
     ),
+    "polyrhythm.comparing": "compare compare_set save_page",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -115,6 +116,7 @@ __all__ = [
     "catalog",
     "cluster_from_flags",
     "compare",
+    "compare_set",
     "doctor",
     "explain",
     "fit",
@@ -132,6 +134,7 @@ __all__ = [
     "run",
     "save_cluster",
     "save_measured",
+    "save_page",
     "save_planned",
     "save_profile",
     "save_timeline",

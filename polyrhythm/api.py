@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # these commands only; fitting imports numpy, which takes a w
     from planner.trace import Trace
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
-    from traces.compare import Comparison
     from traces.fit import FitReport
 
 SCHEMA_VERSION = 1
@@ -379,7 +378,7 @@ def _free(cluster: Cluster) -> Cluster:
     return Cluster(cluster.devices, links)
 
 
-# measure, fit, compare.
+# measure, fit.
 
 
 @dataclass(frozen=True)
@@ -446,13 +445,6 @@ def fit(trace: Trace) -> Fitted:
 
     profile = fitted(trace)
     return Fitted(profile, report(profile))
-
-
-def compare(predicted: Timeline, measured: Timeline) -> Comparison:
-    """Where two timelines of one plan differ; InputError names the first op that is not the same in both."""
-    from traces.compare import compare as compared
-
-    return compared(predicted, measured)
 
 
 # catalog, doctor, demo.

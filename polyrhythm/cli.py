@@ -602,17 +602,4 @@ def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, tra
         _misused("--trace-latents needs --output x.safetensors")
 
 
-@command()
-def compare(
-    predicted: Annotated[Path, typer.Argument(metavar="PREDICTED", help="A timeline, from `simulate --timeline`.")],
-    measured: Annotated[Path, typer.Argument(metavar="MEASURED", help="A timeline, from `run --timeline`.")],
-    fail_above: Annotated[
-        float | None, typer.Option(metavar="PERCENT", min=0, help="Exit code 9 if the latencies differ by more.")
-    ] = None,
-) -> Any:
-    """Where two timelines of one plan differ, op by op."""
-    from polyrhythm import api
-    from traces.store import load_timeline
-
-    found = api.compare(load_timeline(predicted), load_timeline(measured))
-    return found, ABOVE if fail_above is not None and abs(found.error) * 100 > fail_above else 0
+from polyrhythm import cli_traces  # noqa: E402, F401  # import, replay, compare

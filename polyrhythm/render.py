@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from traces.compare import Comparison
+    from traces.ranking import Rankings
 
 WIDTH = 120  # where the output is not a terminal
 DASH = "-"
@@ -282,28 +283,52 @@ def _comparison(result: Comparison, console: Console) -> None:
     print(f"{both}: {result.error:+.1%}")
     if not result.same_plan:
         print("note: the two carry different plan digests")
-    rows = [
-        (
-            rank.device,
-            seconds(rank.predicted_compute_seconds),
-            seconds(rank.measured_compute_seconds),
-            seconds(rank.predicted_waiting_seconds),
-            seconds(rank.measured_waiting_seconds),
-        )
-        for rank in result.ranks
-    ]
-    columns = ("device", "compute predicted", "measured", "waiting predicted", "measured")
-    _table(console, "", columns, rows)
+    rows = []
+    for rank in result.ranks:
+        for which in ("predicted", "measured", "difference"):
+            parts = getattr(rank, which)
+            device = f"{rank.rank} {rank.device}" if which == "predicted" else ""
+            rows.append((device, which, *map(seconds, parts.seconds().values()), seconds(parts.total / 1e9)))
+    columns = ("rank", "", "compute", "transfer", "skew", "launch", "interference", "in all")
+    _table(console, "where each rank's time went", columns, rows)
     kinds = [
         (kind.rank, kind.kind, kind.count, seconds(kind.predicted_seconds), seconds(kind.measured_seconds))
         for kind in result.kinds
     ]
     _table(console, "where they differ most", ("rank", "op", "count", "predicted", "measured"), kinds)
     why = result.attribution
-    print(
-        f"of the difference, on rank {why.rank}: compute {seconds(why.compute_seconds)}, "
-        f"waiting {seconds(why.waiting_seconds)}, other {seconds(why.other_seconds)}"
+    parts = ", ".join(
+        f"{name.removesuffix('_seconds')} {seconds(value)}" for name, value in why.difference.seconds().items()
     )
+    print(f"of the difference, on rank {why.rank}, which waited least for others: {parts}")
+    for rank in result.ranks:
+        if not rank.told:
+            print(f"note: rank {rank.rank} hardly computes free of transfers; interference is in its compute")
+    if result.path:
+        print(f"wrote {result.path}")
+
+
+def _rankings(result: Rankings, console: Console) -> None:
+    rows = [
+        (
+            one.name,
+            tried.name,
+            seconds(tried.predicted_seconds),
+            seconds(tried.measured_seconds),
+            f"{tried.error:+.1%}",
+            " ".join(word for word, which in (("chosen", one.chosen), ("best", one.best)) if which is tried),
+        )
+        for one in result.sets
+        for tried in sorted(one.tried, key=lambda tried: tried.predicted_seconds)
+    ]
+    _table(console, "", ("set", "plan", "predicted", "measured", "error", ""), rows)
+    for one in result.sets:
+        tau = DASH if one.tau is None else f"{one.tau:.2f}"
+        name = f"{one.name}: " if one.name else ""
+        print(f"{name}Kendall's tau {tau}, regret {one.regret:.1%} ({one.chosen.name} chosen, {one.best.name} best)")
+    print(f"error: median {share(result.median_error)}, p90 {share(result.p90_error)}, largest {share(result.largest_error)}")
+    if result.path:
+        print(f"wrote {result.path}")
 
 
 def _demo(result: Demo, console: Console) -> None:
@@ -337,5 +362,6 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Measured": _measured,
     "Fitted": _fitted,
     "Comparison": _comparison,
+    "Rankings": _rankings,
     "Demo": _demo,
 }

@@ -1,14 +1,24 @@
 """Comparison of two small timelines, checked by hand, and the Chrome trace of both."""
 
 import json
+from dataclasses import astuple, replace
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.errors import InputError
+from planner.schemes.distrifusion import distrifusion
 from planner.timeline import Event, Timeline
+from sim.run import run
+from tests.small import MODEL, cluster
+from tests.test_sim_run import made
+from traces.account import Parts, account
 from traces.chrome import document, write_chrome
 from traces.compare import compare, kind_of
+from traces.ranking import Tried, load_set, ranked
+from traces.store import save_timeline
 from traces.tracks import tracks
 
 MS = 1_000_000
@@ -29,15 +39,16 @@ def two_ranks(source, slow, digest="d"):
     return Timeline(source, digest, ("fast", "slow"), events)
 
 
-def test_seconds_per_rank_and_their_error():
+def test_parts_of_every_rank_add_up_to_the_latencies():
     found = compare(two_ranks("simulated", 20), two_ranks("measured", 24))
     assert (found.predicted_seconds, found.measured_seconds) == (0.042, 0.050)
     assert found.error == pytest.approx(0.042 / 0.050 - 1)
     fast, slow = found.ranks
-    assert (fast.predicted_compute_seconds, fast.measured_compute_seconds) == (0.020, 0.020)
-    assert (fast.predicted_waiting_seconds, fast.measured_waiting_seconds) == (0.022, 0.030)
-    assert (slow.device, slow.predicted_compute_seconds, slow.measured_compute_seconds) == ("slow", 0.040, 0.048)
+    assert fast.predicted == Parts(compute=20 * MS, skew=20 * MS, transfer=2 * MS)
+    assert fast.measured == Parts(compute=20 * MS, skew=28 * MS, transfer=2 * MS)
+    assert slow.measured == Parts(compute=48 * MS, transfer=2 * MS)
     assert (slow.predicted_end_seconds, slow.measured_end_seconds) == (0.042, 0.050)
+    assert [rank.difference.total for rank in found.ranks] == [-8 * MS, -8 * MS]
 
 
 def test_kinds_fold_the_steps_and_come_largest_first():
@@ -47,17 +58,68 @@ def test_kinds_fold_the_steps_and_come_largest_first():
     assert kind_of("C 3-7 s12") == "C 3-7" and kind_of("W bundle3") == "W bundle3"
 
 
-def test_attribution_sums_to_the_error_along_the_last_rank():
-    measured = two_ranks("measured", 24)
-    measured.events.append(Event(1, "wait", "W end", 2, 50 * MS, 51 * MS))
-    predicted = two_ranks("simulated", 20)
-    predicted.events.append(Event(1, "wait", "W end", 2, 43 * MS, 43 * MS))
-    found = compare(predicted, measured).attribution
-    assert found.rank == 1
-    assert found.compute_seconds == pytest.approx(-0.008)
-    assert found.waiting_seconds == pytest.approx(-0.001)
-    assert found.other_seconds == pytest.approx(0.001)  # predicted, the last wait starts 1 ms late
-    assert found.compute_seconds + found.waiting_seconds + found.other_seconds == pytest.approx(0.043 - 0.051)
+def test_the_rank_that_the_others_waited_for_is_to_blame():
+    found = compare(two_ranks("simulated", 20), two_ranks("measured", 24)).attribution
+    assert (found.rank, found.difference) == (1, Parts(compute=-8 * MS))
+
+
+def one_rank(source, *spans):
+    """Lane, begin and end of each op in ms; a transfer has come with a partner's at its third number."""
+    own, partner = [], []
+    for i, (lane, begin, end) in enumerate(spans):
+        label = {"compute": f"C {i}-{i + 1} s0", "wait": "W kv"}.get(lane, "G kv [0,1]")
+        own.append(Event(0, lane, label, 0, begin * MS, end * MS, 0, begin * MS))
+        if lane == "c":
+            partner += [Event(1, lane, label, 0, end * MS, end * MS, 0, end * MS)]
+            partner += [Event(1, "wait", "W kv", 0, end * MS, end * MS)]
+            done = next(span for span in spans[i:] if span[0] == "wait")
+            own[-1] = own[-1]._replace(end_ns=done[2] * MS)
+    return Timeline(source, "d", ("a", "b"), own + partner)
+
+
+def test_every_part_by_hand():
+    """From 2 on: 10 of computing, 1 until it posts, the partner comes at 20, the bytes are there at 25; end at 25."""
+    timeline = one_rank("measured", ("compute", 2, 12), ("c", 13, 20), ("wait", 14, 25))
+    assert account(timeline)[0] == Parts(compute=10 * MS, transfer=5 * MS, skew=(2 + 6) * MS, launch=2 * MS)
+    assert account(timeline)[1].total == 25 * MS
+
+
+def test_what_is_left_of_a_wait_behind_compute_is_interference():
+    behind = one_rank("measured", ("c", 0, 1), ("compute", 1, 90), ("wait", 90, 90))
+    late = replace(
+        behind, events=[e if e.lane != "wait" or e.rank else e._replace(end_ns=90 * MS + 30_000) for e in behind.events]
+    )
+    assert account(late)[0] == Parts(compute=89 * MS, launch=1 * MS, interference=30_000)
+
+
+def test_computing_beside_transfers_is_judged_by_computing_free_of_them():
+    """Free of transfers 10 % slower than predicted, beside them 30 %: 2 of 10 ms are interference, 1 is the computing."""
+    predicted = one_rank("simulated", ("compute", 0, 10), ("c", 10, 10), ("compute", 10, 20), ("wait", 20, 20))
+    measured = one_rank("measured", ("compute", 0, 11), ("c", 11, 11), ("compute", 11, 24), ("wait", 24, 24))
+    found = compare(predicted, measured).ranks[0]
+    assert found.told and found.difference == Parts(compute=-2 * MS, interference=-2 * MS)
+
+
+def test_without_computing_free_of_transfers_interference_is_not_told():
+    predicted = one_rank("simulated", ("c", 0, 0), ("compute", 0, 10), ("wait", 10, 10))
+    measured = one_rank("measured", ("c", 0, 0), ("compute", 0, 13), ("wait", 13, 13))
+    found = compare(predicted, measured).ranks[0]
+    assert not found.told and found.difference == Parts(compute=-3 * MS)
+
+
+@given(
+    st.sampled_from([{"rows": (2, 4, 2)}, {"mode": "full_sync"}, {"bundle": 2}]),
+    st.lists(st.floats(0.2, 2), min_size=6, max_size=6),
+)
+@settings(deadline=None, max_examples=25)
+def test_the_parts_always_sum_to_the_whole(knobs, speeds):
+    one, other = cluster(*speeds[:3], latency_ns=7), cluster(*speeds[3:], latency_ns=90)
+    plan = made(distrifusion, one, **knobs)
+    found = compare(run(plan, MODEL, one), replace(run(plan, MODEL, other), source="measured"))
+    for rank in found.ranks:
+        assert rank.predicted.total == round(found.predicted_seconds * 1e9)
+        assert rank.measured.total == round(found.measured_seconds * 1e9)
+        assert min(astuple(rank.predicted)) >= 0
 
 
 def test_the_first_different_op_is_named():
@@ -82,6 +144,8 @@ def test_json_is_plain_and_says_whether_the_plan_was_the_same():
     found = compare(two_ranks("simulated", 20), two_ranks("measured", 24, digest="other"))
     text = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert text["schema_version"] == 1 and text["same_plan"] is False
+    assert text["attribution"]["rank"] == 1 and text["attribution"]["compute_seconds"] == pytest.approx(-0.008)
+    assert text["ranks"][0]["difference"]["skew_seconds"] == pytest.approx(-0.008)
     assert text["ranks"][1]["device"] == "slow" and text["kinds"][0]["difference_seconds"] == pytest.approx(-0.008)
     assert compare(two_ranks("simulated", 20), two_ranks("measured", 24)).same_plan
 
@@ -120,3 +184,47 @@ def test_one_timeline_alone(tmp_path):
     write_chrome(tmp_path / "trace.json", two_ranks("simulated", 20))
     first = json.loads((tmp_path / "trace.json").read_text())["traceEvents"][0]
     assert first["args"]["name"] == "simulated 0 fast"
+
+
+# --- sets of plans
+
+
+def tried(*pairs):
+    return [Tried(name, *seconds) for name, *seconds in pairs]
+
+
+def test_a_set_of_plans_by_hand():
+    """Of six pairs of plans five are in order, one is not: tau is (5 - 1) / 6. The choice takes 3.3 where 3 would do."""
+    found = ranked({"job": tried(("a", 2.0, 3.3), ("b", 2.5, 3.0), ("c", 4.0, 4.0), ("d", 6.0, 5.0))})
+    (one,) = found.sets
+    assert one.tau == pytest.approx(4 / 6)
+    assert (one.chosen.name, one.best.name, one.regret) == ("a", "b", pytest.approx(0.1))
+    assert found.median_error == pytest.approx((1 / 6 + 0.2) / 2) and found.largest_error == pytest.approx(1.3 / 3.3)
+
+
+def test_what_cannot_be_ranked():
+    (one,) = ranked({"job": tried(("a", 2.0, 3.0))}).sets
+    assert one.tau is None and one.regret == 0
+    with pytest.raises(InputError, match="no plans"):
+        ranked({})
+    with pytest.raises(InputError, match="job a: latencies must be above 0"):
+        ranked({"job": tried(("a", 2.0, 0.0))})
+
+
+def test_pairs_in_a_directory(tmp_path):
+    for name, slow in (("unet.one", 20), ("unet.two", 30), ("dit.one", 20)):
+        save_timeline(tmp_path / f"{name}.predicted.json", two_ranks("simulated", slow))
+        save_timeline(tmp_path / f"{name}.measured.json", two_ranks("measured", slow + 4))
+    found = load_set(tmp_path)
+    assert {group: [one.name for one in plans] for group, plans in found.items()} == {
+        "unet": ["one", "two"],
+        "dit": ["one"],
+    }
+    assert found["unet"][0] == Tried("one", 0.042, 0.050)
+    (tmp_path / "unet.two.measured.json").unlink()
+    with pytest.raises(InputError, match=r"unet\.two\.measured\.json is missing"):
+        load_set(tmp_path)
+    with pytest.raises(InputError, match="no pairs"):
+        load_set(tmp_path.parent)
+    with pytest.raises(InputError, match="cannot read"):
+        load_set(tmp_path / "nowhere")

@@ -107,7 +107,9 @@ def test_load_on_top_of_what_was_recorded():
         replay(recording(two_ranks()), load={"nobody": [(0.0, 0.5)]})
 
 
-PROFILE = Profile(messages=tuple(MessageTable("wire", n, (1, 100), (2e-9, 3e-9), (9e-9, 90e-9), (4e-9, 30e-9)) for n in (2, 3)))
+PROFILE = Profile(
+    messages=tuple(MessageTable("wire", n, (1, 100), (2e-9, 3e-9), (9e-9, 90e-9), (4e-9, 30e-9)) for n in (2, 3))
+)
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Two timelines of one plan, op by op: where prediction and measurement differ, by how much, and in what."""
+"""Two timelines of one plan, op by op: where prediction and measurement differ, by how much, and why."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.timeline import Event, Timeline
+from traces.account import Parts, account
 
 SCHEMA_VERSION = 1
 KINDS = 5  # how many kinds of op a comparison names
+ALONE = 0.1  # of a rank's computing has to be free of transfers to tell how computing beside them differs
 
 # What occupies the rank itself; transfers run beside it.
 _OWN = ("compute", "wait")
@@ -20,16 +22,27 @@ _OWN = ("compute", "wait")
 
 @dataclass(frozen=True)
 class RankComparison:
-    """One rank: seconds of its compute, of its waits, and until its last op, predicted and measured."""
+    """One rank: the parts of its time (`traces/account.py`), each sum the latency of its timeline; when it ended.
+
+    told: whether enough was computed free of transfers to tell interference from computing; else it is in `compute`.
+    """
 
     rank: int
     device: str
-    predicted_compute_seconds: float
-    measured_compute_seconds: float
-    predicted_waiting_seconds: float
-    measured_waiting_seconds: float
+    predicted: Parts
+    measured: Parts
     predicted_end_seconds: float
     measured_end_seconds: float
+    told: bool
+
+    @property
+    def difference(self) -> Parts:
+        """predicted - measured; its sum is that of the latencies."""
+        return self.predicted - self.measured
+
+    def to_json(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name).seconds() for name in ("predicted", "measured", "difference")}
+        return {name: value for name, value in asdict(self).items() if name not in parts} | parts
 
 
 @dataclass(frozen=True)
@@ -49,23 +62,12 @@ class KindDifference:
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """The latency error in seconds (predicted - measured) along the rank that ended last; the three sum to it.
-
-    compute, waiting: difference of that rank's sums. other: the rest, which is posting transfers, gaps between ops, and
-    a different rank ending last in the prediction. Waiting for a late partner counts as waiting here, whatever made the
-    partner late.
-    """
-
-    rank: int
-    compute_seconds: float
-    waiting_seconds: float
-    other_seconds: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """error: predicted / measured latency - 1. same_plan: whether both timelines carry the same plan digest."""
+    """error: predicted / measured latency - 1. same_plan: whether both timelines carry the same plan digest.
+
+    attribution: the rank that waited least for the others in the measurement, so that the others waited for it; the
+    parts of its difference sum to that of the latencies, as do those of every rank. path: of a page, if one was written.
+    """
 
     predicted_seconds: float
     measured_seconds: float
@@ -73,15 +75,19 @@ class Comparison:
     same_plan: bool
     ranks: tuple[RankComparison, ...]
     kinds: tuple[KindDifference, ...]
-    attribution: Attribution
+    path: str | None = None
+
+    @property
+    def attribution(self) -> RankComparison:
+        return min(self.ranks, key=lambda rank: rank.measured.skew)
 
     def to_json(self) -> dict[str, Any]:
-        document = {"schema_version": SCHEMA_VERSION} | asdict(self)
-        document["ranks"] = [asdict(rank) for rank in self.ranks]
-        document["kinds"] = [
-            asdict(kind) | {"difference_seconds": kind.difference_seconds} for kind in self.kinds
-        ]
-        return document
+        why = self.attribution
+        return {"schema_version": SCHEMA_VERSION} | asdict(self) | {
+            "ranks": [rank.to_json() for rank in self.ranks],
+            "kinds": [asdict(kind) | {"difference_seconds": kind.difference_seconds} for kind in self.kinds],
+            "attribution": {"rank": why.rank} | why.difference.seconds(),
+        }  # fmt: skip
 
 
 def compare(predicted: Timeline, measured: Timeline) -> Comparison:
@@ -93,15 +99,14 @@ def compare(predicted: Timeline, measured: Timeline) -> Comparison:
     ranks = range(len(measured.devices))
     for rank in ranks:
         _check_same_ops(rank, predicted.ops(rank), measured.ops(rank))
-    compared = tuple(_rank(rank, predicted, measured) for rank in ranks)
+    parts = zip(ranks, account(predicted), account(measured))
     return Comparison(
         predicted_seconds=predicted.latency_seconds,
         measured_seconds=measured.latency_seconds,
         error=predicted.latency_seconds / measured.latency_seconds - 1 if measured.latency_seconds else 0.0,
         same_plan=predicted.plan_digest == measured.plan_digest,
-        ranks=compared,
+        ranks=tuple(_rank(rank, predicted, measured, *both) for rank, *both in parts),
         kinds=_largest(predicted, measured),
-        attribution=_attribution(compared, predicted.latency_seconds - measured.latency_seconds),
     )
 
 
@@ -114,14 +119,52 @@ def _check_same_ops(rank: int, predicted: list[str], measured: list[str]) -> Non
             )
 
 
-def _rank(rank: int, predicted: Timeline, measured: Timeline) -> RankComparison:
-    numbers = {}
-    for name, timeline in (("predicted", predicted), ("measured", measured)):
-        events = [event for event in timeline.events if event.rank == rank]
-        numbers[f"{name}_compute_seconds"] = _seconds(event for event in events if event.lane == "compute")
-        numbers[f"{name}_waiting_seconds"] = _seconds(event for event in events if event.lane == "wait")
-        numbers[f"{name}_end_seconds"] = max((event.end_ns for event in events), default=0) / 1e9
-    return RankComparison(rank, measured.devices[rank], **numbers)
+def _rank(rank: int, predicted: Timeline, measured: Timeline, planned: Parts, found: Parts) -> RankComparison:
+    before, after = predicted.of(rank), measured.of(rank)
+    slower = _slower(before, after)
+    if slower is not None:
+        found += Parts(compute=-slower, interference=slower)
+    return RankComparison(
+        rank, measured.devices[rank], planned, found, _end(before), _end(after), told=slower is not None
+    )
+
+
+def _end(events: list[Event]) -> float:
+    return max((event.end_ns for event in events), default=0) / 1e9
+
+
+def _slower(predicted: list[Event], measured: list[Event]) -> int | None:
+    """Nanoseconds that computing took longer beside the rank's transfers than free of them, against the prediction.
+
+    Never below 0, for nothing computes faster for it. None where less than a tenth was free of them. What is in flight
+    follows from the order of ops, alike in both. Free of them counts the median op, which a disturbance does not move.
+    """
+    free: list[tuple[float, int]] = []  # measured / predicted, and predicted
+    beside, flying = [0, 0], 0
+    for a, b in zip(predicted, measured):
+        if a.lane == "compute":
+            planned, took = a.end_ns - a.start_ns, b.end_ns - b.start_ns
+            if not flying and planned:
+                free.append((took / planned, planned))
+            elif flying:
+                beside = [beside[0] + planned, beside[1] + took]
+        else:
+            flying += -1 if a.lane == "wait" else 1
+    if not beside[0]:
+        return 0
+    whole = sum(planned for _, planned in free)
+    if whole < ALONE * (whole + beside[0]):
+        return None
+    return max(0, round(beside[1] - beside[0] * _weighted_median(free, whole)))
+
+
+def _weighted_median(ratios: list[tuple[float, int]], whole: int) -> float:
+    half = 0
+    for ratio, weight in sorted(ratios):
+        half += weight
+        if 2 * half >= whole:
+            return ratio
+    return 1.0
 
 
 def _seconds(events: Iterable[Event]) -> float:
@@ -147,10 +190,3 @@ def _by_kind(timeline: Timeline) -> dict[tuple[int, str, str], list[Event]]:
 def kind_of(label: str) -> str:
     """The label without its step: `C 0-12 s3` -> `C 0-12`."""
     return re.sub(r" s\d+$", "", label)
-
-
-def _attribution(ranks: tuple[RankComparison, ...], error: float) -> Attribution:
-    last = max(ranks, key=lambda rank: rank.measured_end_seconds)
-    compute = last.predicted_compute_seconds - last.measured_compute_seconds
-    waiting = last.predicted_waiting_seconds - last.measured_waiting_seconds
-    return Attribution(last.rank, compute, waiting, error - compute - waiting)

@@ -27,23 +27,26 @@ Pair = tuple[str, Timeline, Timeline | None]
 
 
 def html(
-    title: str, rows: list[dict[str, Any]], timelines: Sequence[Pair], images: Sequence[tuple[str, bytes]] = ()
+    title: str,
+    rows: list[dict[str, Any]],
+    timelines: Sequence[Pair],
+    images: Sequence[tuple[str, bytes]] = (),
+    tables: Sequence[tuple[str, list[dict[str, Any]]]] = (),
 ) -> str:
     """The page.
 
     rows: the table, a dict per line, keys are column names (`_seconds`, `_bytes` and `_db` become units; `error` is a
-    share). timelines: (title, prediction, measurement or None). images: (caption, content of a PNG file).
+    share). tables: more of them, each with a heading. timelines: (title, prediction, measurement or None). images:
+    (caption, content of a PNG file).
     """
-    channels = sorted(
-        {e.lane for _, *pair in timelines for t in pair if t for e in t.events} - {"compute", "wait"}
-    )
+    channels = sorted({e.lane for _, *pair in timelines for t in pair if t for e in t.events} - {"compute", "wait"})
     classes = {"compute": "compute", "wait": "wait"}
     classes |= {name: _CHANNEL_CLASSES[min(i, 2)] for i, name in enumerate(channels)}
     limit = max(MAX_SPANS // 5, MAX_SPANS // max(1, len(timelines)))
     data = {"legend": list(classes.items()), "charts": [_chart(pair, classes, limit) for pair in timelines]}
     holes = {
         "TITLE": escape(title),
-        "TABLE": _table(rows),
+        "TABLE": "\n".join([_table(rows), *(f"<h2>{escape(name)}</h2>\n{_table(lines)}" for name, lines in tables)]),
         "IMAGES": _images(images),
         "DATA": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
@@ -56,9 +59,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th>{escape(_heading(column))}</th>" for column in columns)
-    lines = [
-        "".join(f"<td>{escape(_cell(column, row.get(column)))}</td>" for column in columns) for row in rows
-    ]
+    lines = ["".join(f"<td>{escape(_cell(column, row.get(column)))}</td>" for column in columns) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 

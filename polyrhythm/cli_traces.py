@@ -1,0 +1,52 @@
+"""Commands about what was measured: compare."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyrhythm.cli import ABOVE, _misused, command
+
+Page = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at; it loads nothing.")]
+
+
+@command()
+def compare(
+    predicted: Annotated[
+        Path | None, typer.Argument(metavar="PREDICTED", help="A timeline, from `simulate --timeline`.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Argument(metavar="MEASURED", help="A timeline, from `run --timeline` or `import`.")
+    ] = None,
+    plans: Annotated[
+        Path | None,
+        typer.Option("--set", metavar="DIR", help="All pairs NAME.predicted.json, NAME.measured.json in it."),
+    ] = None,
+    html: Page = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", min=0, help="Exit code 9 if the latencies (of a plan) differ by more."),
+    ] = None,
+    fail_regret: Annotated[
+        float | None, typer.Option(metavar="PERCENT", min=0, help="Of --set: exit code 9 if the choice loses more.")
+    ] = None,
+) -> Any:
+    """Where two timelines of one plan differ, op by op and why; or whether the right one of a set was chosen."""
+    from polyrhythm import comparing
+    from traces.store import load_timeline
+
+    if plans is not None:
+        if predicted or measured:
+            _misused("give two timelines or --set DIR, not both")
+        ranked = comparing.compare_set(plans)
+        worst = [(ranked.largest_error, fail_above), (ranked.largest_regret, fail_regret)]
+        above = any(limit is not None and share * 100 > limit for share, limit in worst)
+        return comparing.save_page(html, ranked) if html else ranked, ABOVE if above else 0
+    if predicted is None or measured is None:
+        _misused("give PREDICTED and MEASURED, two timelines, or --set DIR")
+    if fail_regret is not None:
+        _misused("--fail-regret goes with --set: one plan alone has no rivals")
+    both = load_timeline(predicted), load_timeline(measured)
+    found = comparing.compare(*both)
+    code = ABOVE if fail_above is not None and abs(found.error) * 100 > fail_above else 0
+    return comparing.save_page(html, found, *both) if html else found, code
