@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -42,12 +42,16 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """A full-duplex link: bytes_per_second one way, latency_seconds one way. `kind` names it in catalogue and profile."""
+    """A link: bytes_per_second one way, latency_seconds one way. `kind` names it in catalogue and profile.
+
+    half_duplex: both directions share the rate, as on a bus or through one copy engine; else each has all of it.
+    """
 
     kind: str
     bytes_per_second: float
     latency_seconds: float
     source: str = ""
+    half_duplex: bool = False
 
     def __post_init__(self) -> None:
         if not self.bytes_per_second > 0 or not self.latency_seconds >= 0:
@@ -101,22 +105,62 @@ class Cluster:
     def _direct(self) -> dict[tuple[str, str], Link]:
         return {pair: link for a, b, link in self.links for pair in ((a, b), (b, a))}
 
+    @cached_property
+    def _through(self) -> dict[tuple[str, str], Link]:
+        """What `link` has found for pairs without one of their own."""
+        return {}
+
+    @cached_property
+    def _ways(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """What `route` has found between nodes with a choice."""
+        return {}
+
+    @cached_property
+    def private(self) -> bool:
+        """Whether every pair of devices has a link of its own, so that no transfer meets another pair's."""
+        names = [device.name for device in self.devices]
+        return all((a, b) in self._direct for i, a in enumerate(names) for b in names[i + 1 :])
+
     def link(self, a: str, b: str) -> Link:
-        """The link between two devices: direct, or a route through switches (least bandwidth, summed latency).
+        """The link between two devices: direct, or that of the `route` (least bandwidth, summed latency).
 
         Raises Infeasible if they are not connected.
         """
-        direct = self._direct.get((a, b))
-        if direct is not None:
-            return direct
+        found = self._direct.get((a, b)) or self._through.get((a, b))
+        if found is None:
+            hops = [self._direct[hop] for hop in pairwise(self.route(a, b))]
+            narrow = min(hops, key=lambda hop: hop.bytes_per_second)
+            found = replace(narrow, latency_seconds=sum(hop.latency_seconds for hop in hops))
+            self._through[a, b] = found
+        return found
+
+    def route(self, a: str, b: str) -> tuple[str, ...]:
+        """Nodes from device `a` to device `b`: the fewest hops, of equals the widest, through switches if they lead there.
+
+        Raises Infeasible if they are not connected.
+        """
+        if (a, b) in self._direct:
+            return (a, b)
+        graph = self.graph
+        # A node with one neighbour has no choice, so equal ends share one search.
+        first, last = (next(iter(graph[node])) if graph.degree(node) == 1 else node for node in (a, b))
+        middle = self._ways.get((first, last))
+        if middle is None:
+            middle = self._ways[first, last] = self._search(a, b, first, last)
+        return ((a,) if first != a else ()) + middle + ((b,) if last != b else ())
+
+    def _search(self, a: str, b: str, first: str, last: str) -> tuple[str, ...]:
+        """Nodes from `first` to `last`, the ends of a route from `a` to `b` beyond its leaves."""
         import networkx
 
+        devices = {device.name for device in self.devices}
+        least = min((link.bytes_per_second for *_, link in self.links), default=1.0)
+
+        def length(u: str, v: str, edge: dict[str, Link]) -> float:
+            """One per hop and a little less on a wide link; nobody's traffic goes through a device if it can help it."""
+            return 1 + 1e-3 * least / edge["link"].bytes_per_second + 1e3 * (v in devices and v not in (a, b))
+
         try:
-            path = networkx.shortest_path(self.graph, a, b)
-        except networkx.NetworkXNoPath as error:
+            return tuple(networkx.dijkstra_path(self.graph, first, last, weight=length))
+        except (networkx.NetworkXNoPath, networkx.NodeNotFound) as error:
             raise Infeasible(f"cluster: no link between {a} and {b}; add one, e.g. --link pcie4-x16") from error
-        hops = [self.graph.edges[edge]["link"] for edge in pairwise(path)]
-        narrow = min(hops, key=lambda hop: hop.bytes_per_second)
-        route = Link(narrow.kind, narrow.bytes_per_second, sum(hop.latency_seconds for hop in hops), narrow.source)
-        self._direct[a, b] = self._direct[b, a] = route
-        return route

@@ -2,12 +2,13 @@
 
 Measured tables first (`Profile`), then what can be borrowed from them (`planner/utilisation.py`), then the datasheet;
 a transfer whose link was never measured costs the link's latency plus the bytes that the busiest receiver takes in over
-the link's rate.
+the link's rate, and where ways lead through switches, what `planner.routes` makes of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cached_property
 from itertools import accumulate
 from math import isfinite
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from planner.model import Model
 from planner.ops import Broadcast, Compute, Gather, Observe, Op, Recv, Send, Transfer, Wait, peers
 from planner.plan import Phase, Plan
 from planner.profile import MessageTable, Profile, worst
+from planner.routes import Crossing, Routes, measured
 from planner.utilisation import doubt, forward, widened
 
 # 80 % interval of a transfer by datasheet: messages of the usual sizes are far from the link's rate.
@@ -51,6 +53,7 @@ class Cost:
         self._sums: dict[tuple[str, int, int], list[float]] = {}
         self._sums_ns: dict[tuple[str, int, int], list[int]] = {}
         self._transfers: dict[Hashable, TransferCost] = {}
+        self._crossings: dict[Hashable, Crossing] = {}
 
     def compute(self, device: str, start: int, stop: int, rows: int, batch: int) -> float:
         """Seconds of parts start..stop on a band of `rows` with `batch` items, on an unloaded turn of the device.
@@ -91,14 +94,20 @@ class Cost:
         return self.compute(device, 0, self.model.latent, rows, batch) if rows else 0.0
 
     def transfer(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> TransferCost:
-        """Seconds of `op` as `rank` performs it; the link time is that of the slowest receiver."""
+        """Seconds of `op` as `rank` performs it, with the links to itself; the link time is that of the slowest receiver."""
         sent = plans.sent_bytes(self.model, self.job, phase, op)
         who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
         verb = _verb(op)
         key = (plan.devices, verb, who, sent)
         if key not in self._transfers:
             costs = [self._receive(plan, verb, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
-            self._transfers[key] = max(costs, key=lambda cost: cost.link, default=TransferCost(0.0, 0.0, 0.0))
+            cost = max(costs, key=lambda cost: cost.link, default=TransferCost(0.0, 0.0, 0.0))
+            if not self.cluster.private:
+                whole = self._collective(plan, op, sent)
+                if whole is None and not cost.link:  # messages that were not measured
+                    whole = self._unmeasured(self.routes.messages(_messages(plan, op, rank, sent)))
+                cost = cost if whole is None else cost._replace(link=self.routes.seconds(whole))
+            self._transfers[key] = cost
         return self._transfers[key]
 
     def _receive(self, plan: Plan, verb: str, rank: int, incoming: dict[int, int]) -> TransferCost:
@@ -110,6 +119,8 @@ class Cost:
             factor = self._factor(widened(table.spread, doubt(table, said)))
             return TransferCost(factor * post, factor * (total - post), factor * hidden)
         self.provenance = worst(self.provenance, "datasheet")
+        if not self.cluster.private:
+            return TransferCost(0.0, 0.0, 0.0)
         links = [self.cluster.link(plan.devices[peer], plan.devices[rank]) for peer in incoming]
         seconds = sum(n / link.bytes_per_second for n, link in zip(incoming.values(), links, strict=True))
         return TransferCost(0.0, self._factor(LINK) * (seconds + max(link.latency_seconds for link in links)), 0.0)
@@ -120,6 +131,55 @@ class Cost:
             return None
         kinds = {self.cluster.link(plan.devices[peer], plan.devices[rank]).kind for peer in sources}
         return self.profile.nearest_messages(kinds.pop(), len(sources) + 1, verb) if len(kinds) == 1 else None
+
+    # Where links are shared: how transfers cross them.
+
+    @cached_property
+    def routes(self) -> Routes:
+        return Routes(self.cluster)
+
+    def crossings(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> tuple[Crossing, ...]:
+        """How the transfer crosses the links: one coflow for a collective, else one for each of its messages."""
+        sent = plans.sent_bytes(self.model, self.job, phase, op)
+        whole = self._collective(plan, op, sent)
+        if whole is not None:
+            return (whole,)
+        return tuple(self._message(plan, *message) for message in _pairs(op, rank, sent))
+
+    def _collective(self, plan: Plan, op: Transfer, sent: tuple[int, ...]) -> Crossing | None:
+        """That of a collective, as measured if it was; None for messages."""
+        if not isinstance(op, Gather | Broadcast | Observe):
+            return None
+        root = op.root if isinstance(op, Broadcast) else None
+        key = (plan.devices, root, op.group, tuple(sent[r] for r in op.group))
+        if key not in self._crossings:
+            if root is None:
+                sizes = [float(sent[r]) for r in op.group]
+                found = self.routes.gather([plan.devices[r] for r in op.group], sizes)
+            else:
+                ranks = (root, *(r for r in op.group if r != root))
+                found = self.routes.broadcast([plan.devices[r] for r in ranks], float(sent[root]))
+            parts = [(r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, op.group[0])]
+            known = [own for own in parts if self._table(plan, _verb(op), own[0], tuple(own[1]))]
+            links = [self._receive(plan, _verb(op), *own).link for own in known]
+            self._crossings[key] = measured(found, self.routes, max(links)) if links else self._unmeasured(found)
+        return self._crossings[key]
+
+    def _message(self, plan: Plan, source: int, to: int, nbytes: int) -> Crossing:
+        key = (plan.devices[source], plan.devices[to], nbytes)
+        if key not in self._crossings:
+            found = self.routes.messages([(*key[:2], float(nbytes))])
+            if self._table(plan, "send", to, (source,)):
+                found = measured(found, self.routes, self._receive(plan, "send", to, {source: nbytes}).link)
+            else:
+                found = self._unmeasured(found)
+            self._crossings[key] = found
+        return self._crossings[key]
+
+    def _unmeasured(self, crossing: Crossing) -> Crossing:
+        """At an end of the interval."""
+        factor = self._factor(LINK)
+        return crossing if factor == 1 else measured(crossing, self.routes, factor * self.routes.seconds(crossing))
 
     def seconds(self, plan: Plan, phase: Phase, rank: int, op: Op) -> float:
         """Nominal seconds of any op on its own: compute, or a transfer with all partners ready; a Wait costs nothing."""
@@ -152,6 +212,16 @@ def _receivers(op: Transfer, rank: int) -> list[tuple[int, tuple[int, ...]]]:
         to, sources = peers(op, rank)
         found = [(rank, sources), *((r, (rank,)) for r in to)]
     return [(r, sources) for r, sources in found if sources]
+
+
+def _pairs(op: Transfer, rank: int, sent: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(from, to, bytes) of every message of `rank`, in the order of `ops.meetings`."""
+    to, sources = peers(op, rank)
+    return [(rank, peer, sent[rank]) for peer in to] + [(peer, rank, sent[peer]) for peer in sources]
+
+
+def _messages(plan: Plan, op: Transfer, rank: int, sent: tuple[int, ...]) -> list[tuple[str, str, float]]:
+    return [(plan.devices[a], plan.devices[b], float(n)) for a, b, n in _pairs(op, rank, sent)]
 
 
 def nanoseconds(seconds: float) -> int:

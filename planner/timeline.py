@@ -37,6 +37,7 @@ class Timeline:
     """Events of all ranks in order of performance per rank, from the first op (time 0) to the last.
 
     source: `simulated` or `measured`. received: {rank: {peer: bytes}}. provenance: where the seconds came from.
+    carried: {node: {next node: bytes}} of every hop where links are shared and simulated; from "" into a device's port.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Timeline:
     received: dict[int, dict[int, int]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     peak_memory_bytes: tuple[int, ...] = ()
+    carried: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def latency_seconds(self) -> float:
@@ -97,7 +99,7 @@ class Timeline:
             "peak_memory_bytes": list(self.peak_memory_bytes),
             "received": {str(r): {str(p): n for p, n in peers.items()} for r, peers in self.received.items()},
             "events": [list(event) for event in self.events],
-        }
+        } | ({"carried": self.carried} if self.carried else {})
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Timeline:
@@ -113,6 +115,7 @@ class Timeline:
                 received={int(r): {int(p): int(n) for p, n in d.items()} for r, d in document["received"].items()},
                 provenance=dict(document["provenance"]),
                 peak_memory_bytes=tuple(document["peak_memory_bytes"]),
+                carried=dict(document.get("carried", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"timeline: not a timeline file ({type(error).__name__}: {error})") from error

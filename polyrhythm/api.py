@@ -100,6 +100,16 @@ def job(model: str, **given: Any) -> Job:
 
 
 @dataclass(frozen=True)
+class LinkUse:
+    """Bytes that went from one node to the next; utilisation: of what could have, in the time of the whole image."""
+
+    source: str
+    to: str
+    nbytes: float
+    utilisation: float
+
+
+@dataclass(frozen=True)
 class Performance:
     """A plan as it was performed, in the simulator or for real. output, seconds (of every repeat): of a run."""
 
@@ -108,6 +118,19 @@ class Performance:
     output: str | None = None
     seconds: tuple[float, ...] = ()
     foreign_load: float | None = None
+    cluster: Cluster | None = None
+
+    def links(self) -> tuple[LinkUse, ...]:
+        """What went over each link that was shared, the busiest first."""
+        rate = {(a, b): link.bytes_per_second for a, b, link in self.cluster.links} if self.cluster else {}
+        span = self.timeline.latency_seconds or 1.0
+        found = [
+            LinkUse(a, b, nbytes, nbytes / (rate.get((a, b)) or rate[b, a]) / span)
+            for a, to in self.timeline.carried.items()
+            for b, nbytes in to.items()
+            if (a, b) in rate or (b, a) in rate
+        ]
+        return tuple(sorted(found, key=lambda use: -use.utilisation))
 
     def to_json(self) -> dict[str, Any]:
         document = {
@@ -118,6 +141,8 @@ class Performance:
             "devices": self.timeline.usage(),
             "provenance": self.timeline.provenance,
         }
+        if self.timeline.carried:
+            document["links"] = [asdict(link) for link in self.links()]
         if self.seconds:
             document |= {"repeats_seconds": list(self.seconds), "foreign_load_cores": self.foreign_load}
         return document | ({"output": self.output} if self.output else {})
@@ -130,7 +155,7 @@ def simulate(plan: Plan, cluster: Cluster, profile: Profile | None = None) -> Pe
 
 def _simulated(plan: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Performance:
     check(plan, model)
-    return Performance(plan, perform(plan, model, cluster, profile))
+    return Performance(plan, perform(plan, model, cluster, profile), cluster=cluster)
 
 
 def run(
@@ -449,7 +474,7 @@ def fit(trace: Trace) -> Fitted:
 
 # catalog, doctor, demo.
 
-SECTIONS = ("devices", "links", "models", "schemes")
+SECTIONS = ("devices", "links", "boxes", "models", "schemes")
 
 
 @dataclass(frozen=True)
@@ -472,17 +497,20 @@ def catalog(section: str | None = None, name: str | None = None) -> Catalog:
     found = {s: tuple(e for e in entries if e["name"] == name) for s, entries in sections.items()}
     if not any(found.values()):
         known = [e["name"] for entries in sections.values() for e in entries]
-        raise InputError(unknown(section.rstrip("s") if section else "name", name, known))
+        raise InputError(unknown({"boxes": "box"}.get(section, section.rstrip("s")) if section else "name", name, known))
     return Catalog({s: entries for s, entries in found.items() if entries})
 
 
 def _entries(section: str) -> tuple[dict[str, Any], ...]:
     from traces import catalogue, store
+    from traces.boxes import box_entries
 
     if section == "models":
         return tuple(_model_entry(store.load_model(name)) for name in store.model_names())
     if section == "schemes":
         return tuple(_scheme_entry(name) for name in SCHEMES)
+    if section == "boxes":
+        return tuple({"name": name} | entry for name, entry in box_entries().items())
     entries = catalogue.device_entries() if section == "devices" else catalogue.link_entries()
     return tuple({"name": name} | entry for name, entry in entries.items())
 

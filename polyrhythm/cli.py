@@ -124,17 +124,22 @@ def cluster(
     occupancy: Annotated[
         str | None, typer.Option(metavar="SHARES", help="What others take of each of --devices: 0,0.3.")
     ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="NAME[*N]", help="Board or server that --devices sit in; `catalog boxes`.")
+    ] = None,
 ) -> "Cluster | None":
     """The cluster; None if no flag is given."""
     from traces.clusters import cluster_from_flags, load_cluster
 
-    if devices is None:
+    if cluster is not None and box is not None:
+        _misused("give --cluster or --box, not both")
+    if devices is None and box is None:
         if link or occupancy:
             _misused(f"--{'link' if link else 'occupancy'} goes with --devices; a cluster file says it itself")
         return load_cluster(cluster) if cluster else None
     if cluster is not None:
         _misused("give --cluster or --devices, not both")
-    return cluster_from_flags(devices, link, occupancy)
+    return cluster_from_flags(devices, link, occupancy, box)
 
 
 def job(
@@ -393,10 +398,10 @@ def demo(
 
 @command()
 def catalog(
-    section: Annotated[str | None, typer.Argument(help="devices, links, models or schemes.")] = None,
+    section: Annotated[str | None, typer.Argument(help="devices, links, boxes, models or schemes.")] = None,
     name: Annotated[str | None, typer.Argument(help="One entry, with sources.")] = None,
 ) -> Any:
-    """What we know of devices, links, models and schemes."""
+    """What we know of devices, links, boxes, models and schemes."""
     from polyrhythm import api
 
     return api.catalog(section, name)
@@ -498,7 +503,7 @@ def simulate(
 
     found = _planned(plan, cluster, job, scheme, _profile(profile))
     _write(found.timeline, timeline, chrome)
-    return api.Performance(found.plan, found.timeline)
+    return api.Performance(found.plan, found.timeline, cluster=found.cluster)
 
 
 @command(cluster, job, scheme)

@@ -182,6 +182,9 @@ def _performance(result: Performance, console: Console) -> None:
         for device in timeline.usage()
     ]
     _table(console, "", ("device", "busy", "waiting", "sent", "received", "peak memory"), rows)
+    busiest = [(f"{use.source} > {use.to}", nbytes(use.nbytes), share(use.utilisation)) for use in result.links()[:6]]
+    if busiest:
+        _table(console, "", ("busiest links", "carried", "busy"), busiest)
     print(f"{timeline.source} latency: {seconds(timeline.latency_seconds)} ({_said(timeline.provenance)})")
     print(f"plan {timeline.plan_digest[:12]} ({result.plan.scheme})")
     if len(result.seconds) > 1:
@@ -232,6 +235,15 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any
             seconds(e.get("latency_seconds")),
             _number(e.get("spec_bytes_per_second"), 1e9, "GB/s"),
             e.get("confidence", DASH),
+        ),
+    ),
+    "boxes": (
+        ("name", "slots", "devices", "what"),
+        lambda e: (
+            e["name"],
+            str(sum(slot[2] if len(slot) > 2 else 1 for slot in e["slots"])),
+            e.get("devices", DASH),
+            e["about"],
         ),
     ),
     "models": (

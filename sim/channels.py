@@ -2,7 +2,8 @@
 
 A transfer takes its turn on its rank's lane. At the head of it, it is there for its meetings: one of the whole group
 for a collective, one per message for the others. A meeting begins when all its parties are there and lasts as long as
-the link needs; a turn is over with the last of its meetings, and then the next on the lane comes to the head.
+the link needs, or as the network lets it; a turn is over with the last of its meetings, and then the next on the lane
+comes to the head.
 """
 
 from __future__ import annotations
@@ -12,24 +13,33 @@ from typing import Any
 
 from simpy import Event
 
+from planner.routes import Crossing
 from sim.clock import Clock
+from sim.network import Network
 from sim.prices import Price
 
 
 class Meeting(Event):
-    """A SimPy event that happens the link time after the last of `parties` came."""
+    """A SimPy event that happens the link time after the last of `parties` came.
 
-    def __init__(self, clock: Clock, parties: tuple[int, ...]) -> None:
-        super().__init__(clock)
-        self.clock, self.parties = clock, parties
+    crossing: how it crosses the network, if links are shared.
+    """
+
+    def __init__(self, channels: Channels, parties: tuple[int, ...], crossing: Crossing | None) -> None:
+        super().__init__(channels.clock)
+        self.clock, self.parties, self.crossing = channels.clock, parties, crossing
+        self.network = channels.network
         self.turns: list[Turn] = []
         self.start_ns = 0
         self.callbacks.append(_dismiss)
 
     def begin(self) -> None:
         """All are there. The link time is the longest: who only sends may not know how much its receiver receives."""
-        link_ns = max([turn.price.link_ns for turn in self.turns])
         self._ok, self._value = True, None
+        if self.network is not None and self.crossing is not None:
+            self.network.carry(self, self.crossing, self.start_ns)
+            return
+        link_ns = max([turn.price.link_ns for turn in self.turns])
         self.clock.schedule(self, delay=self.start_ns + link_ns - self.clock.now)
 
 
@@ -93,8 +103,8 @@ def _dismiss(meeting: Any) -> None:
 class Channels:
     """All lanes of all ranks, and the meetings that some parties have called and others have not."""
 
-    def __init__(self, clock: Clock, ranks: int) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, ranks: int, network: Network | None = None) -> None:
+        self.clock, self.network = clock, network
         self._lanes: list[defaultdict[str, deque[Turn]]] = [defaultdict(deque) for _ in range(ranks)]
         self._invited: list[defaultdict[int, deque[Meeting]]] = [defaultdict(deque) for _ in range(ranks)]
 
@@ -102,18 +112,19 @@ class Channels:
         """Queue a transfer on its lane at `now`, which may be ahead of the clock. slot: its place in the rank's log."""
         lane = self._lanes[rank][price.channel]
         turn = Turn(rank, step, price, posted_ns, ready_ns, slot, lane)
-        for key, parties in price.meetings:
+        for i, (key, parties) in enumerate(price.meetings):
             invited = self._invited[rank][key]
-            turn.meetings.append(invited.popleft() if invited else self._call(rank, key, parties))
+            crossing = price.crossings[i] if price.crossings else None
+            turn.meetings.append(invited.popleft() if invited else self._call(rank, key, parties, crossing))
         if turn.left:
             lane.append(turn)
             if len(lane) == 1:
                 turn.come(turn.start_ns)
         return turn
 
-    def _call(self, rank: int, key: int, parties: tuple[int, ...]) -> Meeting:
+    def _call(self, rank: int, key: int, parties: tuple[int, ...], crossing: Crossing | None) -> Meeting:
         """A new meeting: the others are invited, and find it when they get to it."""
-        meeting = Meeting(self.clock, parties)
+        meeting = Meeting(self, parties, crossing)
         for other in parties:
             if other != rank:
                 self._invited[other][key].append(meeting)

@@ -11,6 +11,7 @@ from planner.cost import Cost, nanoseconds
 from planner.model import Model
 from planner.ops import Broadcast, Compute, Gather, Observe, Op, Transfer, Wait
 from planner.plan import Phase, Plan, sent_bytes
+from planner.routes import Crossing
 
 Meetings = tuple[tuple[int, tuple[int, ...]], ...]  # (name, parties) of each
 
@@ -19,7 +20,8 @@ class Price(NamedTuple):
     """One op on one rank. label: as `ops.label`, for a Compute without the step's number.
 
     own_ns: the rank's own time (a compute, or starting a transfer). Of a transfer: name: what a Wait calls it; nbytes:
-    received; link_ns: from the moment all partners met; hidden_ns: what it costs if it completes behind compute.
+    received; link_ns: from the moment all partners met; hidden_ns: what it costs if it completes behind compute;
+    crossings: of each meeting, where links are shared.
     """
 
     label: str
@@ -30,6 +32,7 @@ class Price(NamedTuple):
     link_ns: int = 0
     hidden_ns: int = 0
     meetings: Meetings = ()
+    crossings: tuple[Crossing, ...] = ()
 
 
 class Traffic(NamedTuple):
@@ -37,6 +40,7 @@ class Traffic(NamedTuple):
 
     sent: tuple[int, ...]
     price: Price
+    group_bytes: int = 0  # what a whole group sends in a collective
 
 
 class Prices:
@@ -45,13 +49,16 @@ class Prices:
     received[rank][peer]: bytes of the whole plan; moved[phase][rank]: bytes of own parcels, and received, in a beat.
     """
 
-    def __init__(self, plan: Plan, model: Model, cost: Cost) -> None:
-        self.plan, self.model, self.cost = plan, model, cost
+    def __init__(self, plan: Plan, model: Model, cost: Cost, shared_links: bool = False) -> None:
+        self.plan, self.model, self.cost, self.shared_links = plan, model, cost, shared_links
         self._received = [[0] * plan.ranks for _ in plan.devices]
+        self._groups: dict[tuple[int, ...], list[int]] = {}
         self._names: dict[Hashable, int] = {}
         self._waits: dict[Wait, Price] = {}
         self.moved: list[list[tuple[int, int]]] = []
         self._lists = [self._phase(phase) for phase in plan.phases]
+        for group, totals in self._groups.items():
+            self._spread(group, totals)
         self.received = {
             rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes}
             for rank, peers in enumerate(self._received)
@@ -86,18 +93,38 @@ class Prices:
     def _traffic(self, phase: Phase, rank: int, op: Transfer) -> Traffic:
         names = self._names
         meetings = tuple((names.setdefault(key, len(names)), parties) for key, parties in words.meetings(op, rank))
+        crossings = self.cost.crossings(self.plan, phase, op, rank) if self.shared_links else ()
         post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank))
-        price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings)
-        return Traffic(sent_bytes(self.model, self.plan.job, phase, op), price)
+        price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings, crossings)
+        sent = sent_bytes(self.model, self.plan.job, phase, op)
+        if not isinstance(op, Gather | Observe):
+            return Traffic(sent, price)
+        return Traffic(sent, price, sum(sent[member] for member in op.group))
 
     def _received_by(self, phase: Phase, rank: int, op: Transfer, traffic: Traffic) -> Price:
         """The price with the bytes that `rank` receives; those of the whole phase are added up."""
-        (sent, price), total, nbytes = traffic, self._received[rank], 0
-        for peer in words.peers(op, rank)[1]:
-            total[peer] += sent[peer] * phase.beats
-            nbytes += sent[peer]
+        sent, price, nbytes = traffic.sent, traffic.price, 0
+        if isinstance(op, Gather | Observe):
+            nbytes = traffic.group_bytes - sent[rank]
+            if rank == op.group[0]:  # one of the group counts for all
+                totals = self._groups.setdefault(op.group, [0] * len(op.group))
+                for i, member in enumerate(op.group):
+                    totals[i] += sent[member] * phase.beats
+        else:
+            total = self._received[rank]
+            for peer in words.peers(op, rank)[1]:
+                total[peer] += sent[peer] * phase.beats
+                nbytes += sent[peer]
         self._got[rank] += nbytes
         if not isinstance(op, Observe):
             self._own[rank] += sent[rank]
-        label, own, name, channel, _, link, hidden, meetings = price
-        return Price(label, own, name, channel, nbytes, link, hidden, meetings)
+        label, own, name, channel, _, link, hidden, meetings, crossings = price
+        return Price(label, own, name, channel, nbytes, link, hidden, meetings, crossings)
+
+    def _spread(self, group: tuple[int, ...], totals: list[int]) -> None:
+        """What all gathers of a group sent, to each of its members from each other."""
+        for rank in group:
+            row = self._received[rank]
+            for peer, nbytes in zip(group, totals, strict=True):
+                if peer != rank:
+                    row[peer] += nbytes

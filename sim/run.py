@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -25,13 +25,16 @@ from planner.model import Model
 from planner.ops import Compute, Wait
 from planner.plan import Plan
 from planner.profile import Profile
+from planner.routes import Hop
 from planner.timeline import Event, Timeline
 from sim.channels import Channels, Turn
 from sim.clock import Clock
 from sim.load import Speed
+from sim.network import Network
 from sim.prices import Price, Prices
 
 Load = Mapping[str, Sequence[tuple[float, float]]]
+Watch = Callable[[int, dict[Hop, float]], None]
 Waiting = dict[int, tuple[int, Turn]]  # rank: grid step and transfer of its latest Wait
 
 _event = partial(tuple.__new__, Event)  # from a tuple of all fields: a third of the time of calling Event
@@ -59,21 +62,31 @@ def run(
     *,
     load: Load | None = None,
     cost: Cost | None = None,
+    contention: bool | None = None,
+    watch: Watch | None = None,
 ) -> Timeline:
     """What happens when `plan` is performed on `cluster`.
 
     load: {device: [(seconds, occupancy), ...]}, other people's work from each time on, added to the declared occupancy.
-    cost: in place of the one made of model, cluster and profile. Raises PlanError for a deadlock (it says who waits for
-    whom) and for a transfer without its Wait or the reverse; InputError where cost or load is unusable.
+    cost: in place of the one made of model, cluster and profile. contention: whether transfers share links, by default
+    wherever a pair of devices has none of its own. watch: sees the rates on the links (`sim.network`).
+    Raises PlanError for a deadlock (it says who waits for whom) and for a transfer without its Wait or the reverse;
+    InputError where cost or load is unusable.
     """
     cost = cost or Cost(model, plan.job, cluster, profile)
-    prices = Prices(plan, model, cost)
+    shared = not cluster.private if contention is None else contention
+    prices = Prices(plan, model, cost, shared)
     others = {cluster.device(name).name: points for name, points in (load or {}).items()}
     speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in plan.devices]
-    events = list(chain.from_iterable(perform(plan, prices, speeds)))
+    network = Network(Clock(), cost.routes.capacity, watch) if shared else None
+    events = list(chain.from_iterable(perform(plan, prices, speeds, network)))
     said = {"seconds": cost.provenance}
     memory = held_bytes(plan, model, prices.moved)
-    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory)
+    carried: dict[str, dict[str, float]] = {}
+    for (a, b), nbytes in network.carried.items() if network else ():
+        if nbytes:
+            carried.setdefault(a, {})[b] = nbytes
+    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory, carried)
 
 
 class Priced(Protocol):
@@ -82,10 +95,10 @@ class Priced(Protocol):
     def walk(self, rank: int, /) -> Iterator[Price]: ...
 
 
-def perform(plan: Plan, prices: Priced, speeds: list[Speed]) -> list[list[Event]]:
+def perform(plan: Plan, prices: Priced, speeds: list[Speed], network: Network | None = None) -> list[list[Event]]:
     """Perform all ranks; the events of each. PlanError as in `run`."""
-    clock, waiting = Clock(), Waiting()
-    channels = Channels(clock, plan.ranks)
+    clock, waiting = network.clock if network else Clock(), Waiting()
+    channels = Channels(clock, plan.ranks, network)
     logs: list[list[Event]] = [[] for _ in plan.devices]
     ranks = [
         clock.process(_perform(plan, rank, prices, speeds[rank], channels, waiting, log))

@@ -21,16 +21,17 @@ _LINK_FIELDS = ("bytes_per_second", "latency_seconds", "source")
 @cache
 def device_entries() -> dict[str, dict[str, Any]]:
     """Every entry of devices.toml as written: all numbers, source, date, confidence, note, host_link, peer_link."""
-    return _read("devices.toml")
+    return read("devices.toml")
 
 
 @cache
 def link_entries() -> dict[str, dict[str, Any]]:
     """Every entry of links.toml as written: used, nominal and copy rates, source, date, confidence, note."""
-    return _read("links.toml")
+    return read("links.toml")
 
 
-def _read(name: str) -> dict[str, dict[str, Any]]:
+def read(name: str) -> dict[str, dict[str, Any]]:
+    """A file of the catalogue."""
     import tomllib
 
     return tomllib.loads((DATA / name).read_text(encoding="utf-8"))

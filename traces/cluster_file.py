@@ -79,6 +79,7 @@ class LinkEntry(Entry):
     kind: Name | None = None
     bytes_per_second: Positive | None = None
     latency_seconds: NotNegative | None = None
+    half_duplex: bool | None = None
     source: str | None = None
 
     @field_validator("base")

@@ -29,7 +29,7 @@ from typing import Any
 
 from planner.cluster import Cluster, Device, Link
 from planner.errors import InputError
-from traces import catalogue, locate
+from traces import boxes, catalogue, locate
 from traces.files import format_json, parse_json, read_text, write
 
 MAX_BYTES = 2**20
@@ -64,20 +64,31 @@ def save_cluster(path: Path | str, cluster: Cluster) -> None:
     write(path, format_json(document) if Path(path).suffix.lower() == ".json" else _format_toml(document))
 
 
-def cluster_from_flags(devices: str, link: str | None = None, occupancy: str | None = None) -> Cluster:
+def cluster_from_flags(
+    devices: str | None = None, link: str | None = None, occupancy: str | None = None, box: str | None = None
+) -> Cluster:
     """The cluster of `--devices a100-80-sxm*8 --link nvlink3` or `--devices cpu:1,cpu:0.5 --occupancy 0,0.3`.
 
     devices: kinds of the catalogue, `*n` for several. `cpu` is a process of this machine, known only by measurement;
     `cpu:0.5` one that is paced to half speed (kind `cpu@0.5`). Equal devices are told apart as rtx-3090-0, rtx-3090-1;
     CPU processes are cpu0, cpu1. occupancy: one share per device. link: joins every pair; without it `gloo` where a
-    device is a CPU process, else the slower of the devices' PCIe slots.
+    device is a CPU process, else the slower of the devices' PCIe slots. box: a board or server that they sit in, in
+    place of `link`, e.g. board-x8-x8 or hgx-h100*2; many have devices of their own.
     """
+    if box is not None:
+        if link is not None:
+            raise InputError(f"box {box} says how its devices are joined; leave out link {link}")
+        devices = boxes.usual_devices(box) if devices is None else devices
+    if devices is None:
+        raise InputError(f"box {box} comes empty; name its devices, e.g. rtx-5090,rtx-3090")
     kinds = _kinds(devices)
     shares = _shares(occupancy, len(kinds))
     made = tuple(
         replace(device_of_kind(kind), name=name, occupancy=share)
         for kind, name, share in zip(kinds, _names(kinds), shares, strict=True)
     )
+    if box is not None:
+        return boxes.furnish(box, made)
     if len(made) == 1:
         return Cluster(made)
     return Cluster.all_to_all(made, catalogue.link(link) if link else common_link(made))
