@@ -3,12 +3,13 @@
 The adapter knows what a tensor means, only the plan knows when it travels; here is the meeting place. Shapes per stop,
 with b batch items, T tokens and W columns at that depth, n the rows of a band:
 `kv` (b, T, 2C) keys then values; `halo` (2, b, C, pad, W) top and bottom edge rows; `stat` (b, G, 2) E[x] and E[x^2] per
-group; `noise` (b, C, n, W); `latent` (images, C, n, W).
+group; `border` (b, C, n, W) of a U-Net, (b, T + text tokens, C) of a transformer; `noise` (b, C, n, W); `latent`
+(images, C, n, W). Of a border there is one tensor, what was last known there, whichever rank computed it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,11 +41,22 @@ class Dated:
 class Context:
     """Tensors of one rank during one image. `blank` makes up zeros for what never came: for timing a rank alone.
 
-    levels: noise level at each grid step, by which predictions are scaled; () takes the steps to be even.
+    levels: noise level at each grid step, by which predictions are scaled; () takes the steps to be even. wanted: the
+    stops that any parcel of the plan carries. device: where tensors live.
     """
 
-    def __init__(self, model: Model, job: Job, rank: int, blank: bool = False, levels: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        job: Job,
+        rank: int,
+        blank: bool = False,
+        levels: Sequence[float] = (),
+        wanted: Collection[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.model, self.job, self.rank, self.blank = model, job, rank, blank
+        self.wanted, self.device = frozenset(wanted), torch.device(device)
         self.levels = levels or range(job.steps)
         self.height, self.width = model.latent_size(job)
         self.own: dict[int, Tensor] = {}
@@ -75,6 +87,10 @@ class Context:
                 return 2 if what.part == "own" else 1, items, s.channels, s.pad, self.width // s.scale
             case "stat":
                 return items, s.channels, 2
+            case "border" if self.model.family == "unet":
+                return items, s.channels, rows // s.scale, self.width // s.scale
+            case "border":
+                return items, s.positions(rows, self.width) + s.tokens, s.channels
             case "noise":
                 return items, s.channels, rows, self.width
             case _:
@@ -83,7 +99,7 @@ class Context:
     @property
     def like(self) -> Tensor:
         """An empty tensor of the wire's dtype on this rank's device."""
-        return torch.empty(0, dtype=WIRE[self.job.dtype], device=next(iter(self.own.values())).device)
+        return torch.empty(0, dtype=WIRE[self.job.dtype], device=self.device)
 
     # What travels
 
@@ -115,15 +131,30 @@ class Context:
             return own[:1] if what.part == "top" else own[1:]
         return _nearest(own, self.shape(self.phase, stop, self.rank, what)[1], what.part == "top")
 
-    def keep(self, phase: Phase, stop: int, rank: int, tensor: Tensor, step: int) -> None:
-        """`tensor` of grid step `step` is now `rank`'s last; with it goes the one before, if the policy needs it."""
-        new, old = Dated(step, (phase.rows[rank], phase.branches[rank])), self.dated.get((stop, rank))
+    def keep(self, phase: Phase, stop: int, source: int, tensor: Tensor, step: int) -> None:
+        """`tensor` of grid step `step` is now `source`'s last; with it goes the one before, if the policy needs it."""
+        rank = self.rank if self.model.stops[stop].kind == "border" else source
+        new, old = Dated(step, (phase.rows[source], phase.branches[source])), self.dated.get((stop, rank))
         known = self.theirs.setdefault(stop, {})
         if old is not None and old.of == new.of and old.step < step and self._damping(phase, stop):
             new.before, new.before_step = known.get(rank), old.step
         self.dated[stop, rank], known[rank] = new, tensor
 
+    def computed(self, stop: int, own: Tensor) -> None:
+        """This rank's own output at a border: to be sent, and held where a later phase leaves its work to another."""
+        self.own[stop] = own
+        self.keep(self.phase, stop, self.rank, own, self.step)
+
     # How own and theirs combine
+
+    def border(self, stop: int, like: Tensor, needed: bool) -> Tensor:
+        """What is known of a border in `like`'s dtype, or NaNs that take no memory, which must not get into the image.
+
+        needed: PlanError if nothing is known.
+        """
+        if needed or self.rank in self.theirs.get(stop, {}):
+            return self.stale(stop, self.rank).to(like.dtype)
+        return stand_in(like, self.shape(self.phase, stop, self.rank))
 
     def keys_values(self, stop: int) -> Tensor:
         """(b, T of what attention sees, 2C): the others' last around the own fresh, in image order."""
@@ -164,10 +195,10 @@ class Context:
 
     def noise(self) -> Tensor:
         """(images x branches, C, H, W): all that is known of this evaluation's noise, zero elsewhere."""
-        own = self.own[self.model.noise]
-        n = self.job.batch
-        full = own.new_zeros((n * len(self.job.branches), own.shape[1], self.height, self.width))
-        known = {**self.theirs.pop(self.model.noise, {}), self.rank: own}
+        noise, n = self.model.noise, self.job.batch
+        known = {r: self.own[noise] for r in (self.rank,) if noise in self.own} | self.theirs.pop(noise, {})
+        size = (n * len(self.job.branches), self.model.stops[noise].channels, self.height, self.width)
+        full = self.like.new_zeros(size)
         for rank, tensor in known.items():
             rows = self.phase.rows[rank]
             for i, branch in enumerate(self.phase.branches[rank]):
@@ -209,6 +240,11 @@ class Context:
         if phase.context.equal_weights:
             return {r: 1 / len(self.group) for r in self.group}
         return {r: phase.rows[r].count / self.height for r in self.group}
+
+
+def stand_in(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """NaNs of this shape in place of what another rank computes: a view that takes no memory."""
+    return like.new_full((1,), torch.nan).expand(*shape)
 
 
 def _nearest(tensor: Tensor, count: int, top: bool) -> Tensor:

@@ -8,6 +8,7 @@ never written into a layer. `unet.py` and `mmdit.py` are the two families of ada
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -29,6 +30,7 @@ class Adapter(Protocol):
     granule: int
     packed: int
     stops: tuple[Stop, ...]
+    joint: bool  # whether the text's tokens go through the blocks with the image's, and so travel with them at a border
 
     def install(self, seam: Seam) -> None: ...
 
@@ -57,6 +59,22 @@ class Seam:
         """Likewise, of a stop whose tensor nobody needs."""
         if stop == self.op.stop:
             self._advance()
+
+    def foreign(self, stop: int) -> bool:
+        """Whether the work that ends at border (or noise) `stop` is another rank's in this evaluation."""
+        return self.live and self.op.start >= stop
+
+    def border(self, stop: int, own: Callable[[], Tensor]) -> None:
+        """The forward has reached a border; `own` makes what travels there, if any plan's parcel has it."""
+        if not self.live:
+            return
+        if stop in self.context.wanted:
+            self.context.computed(stop, own())
+        self.passing(stop)
+
+    def held(self, stop: int, like: Tensor) -> Tensor:
+        """What is known of a border that another rank computes, or a stand-in; like: a tensor of the model's dtype."""
+        return self.context.border(stop, like, needed=self.op.start == stop)
 
     @property
     def live(self) -> bool:
@@ -123,11 +141,15 @@ def pack(latents: Tensor, packed: int) -> Tensor:
     return pieces.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0) -> Model:
-    """A Model with the adapter's stops and no costs: enough to count bytes and check a plan."""
-    channels = adapter.stops[-1].channels
-    parts = (Part(),) * (len(adapter.stops) - 1)
-    return Model(name, adapter.family, channels, vae_scale, adapter.granule, parameters, adapter.stops, parts)
+def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0, text_tokens: int = 0) -> Model:
+    """A Model with the adapter's stops and no costs: enough to count bytes and check a plan.
+
+    text_tokens: of the prompt's embedding, which travels at borders where text and image go through the blocks together.
+    """
+    tokens = text_tokens if adapter.joint else 0
+    stops = tuple(replace(s, tokens=tokens) if s.kind == "border" else s for s in adapter.stops)
+    parts = (Part(),) * (len(stops) - 1)
+    return Model(name, adapter.family, stops[-1].channels, vae_scale, adapter.granule, parameters, stops, parts)
 
 
 def adapter_for(module: nn.Module) -> Adapter:
@@ -158,16 +180,22 @@ def on_meta(module: nn.Module) -> nn.Module:
         return type(module).from_config(module.config)
 
 
-def execution_order(module: nn.Module, watched: Iterable[nn.Module], forward: Callable[[], object]) -> list[nn.Module]:
-    """`watched` modules in the order in which `forward()` calls them; PlanError if one is called twice."""
-    order: list[nn.Module] = []
-    hooks = [m.register_forward_pre_hook(lambda m, *_: order.append(m)) for m in watched]
+def execution_order(
+    module: nn.Module, watched: Iterable[nn.Module], blocks: Iterable[nn.Module], forward: Callable[[], object]
+) -> list[tuple[nn.Module, bool]]:
+    """(module, ends) in the order of `forward()`: where each `watched` one begins, and where each of `blocks` ends.
+
+    PlanError if one is called twice.
+    """
+    order: list[tuple[nn.Module, bool]] = []
+    hooks = [m.register_forward_pre_hook(lambda m, *_: order.append((m, False))) for m in watched]
+    hooks += [m.register_forward_hook(lambda m, *_: order.append((m, True))) for m in blocks]
     try:
         with torch.no_grad():
             forward()
     finally:
         for hook in hooks:
             hook.remove()
-    if len(set(map(id, order))) != len(order):
+    if len(set(order)) != len(order):
         raise PlanError(f"{type(module).__name__} calls a layer twice in one forward; it cannot be cut into stops")
     return order

@@ -82,9 +82,9 @@ def describe(
     """
     twin = nn.Module.half(on_meta(module))  # what GPUs run, with its casts
     adapter = adapter_for(twin)
-    model = skeleton(name, adapter, vae_scale, sum(p.numel() for p in twin.parameters()))
     inputs, usual = INPUTS[adapter.family]
     tokens = text_tokens or usual
+    model = skeleton(name, adapter, vae_scale, sum(p.numel() for p in twin.parameters()), tokens)
     width = 4 * adapter.granule
 
     def count(rows: int, height: int, columns: int) -> list[Count]:

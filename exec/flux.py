@@ -23,7 +23,7 @@ PACK = 2  # latent rows and columns per token
 class FluxAdapter:
     """Stops: K/V of the image tokens in each joint block, then in each single block."""
 
-    family = "flux"
+    family, joint = "flux", False
     granule = packed = PACK
 
     def __init__(self, transformer: nn.Module) -> None:

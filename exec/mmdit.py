@@ -6,52 +6,68 @@ The only place where rows of an image meet is attention, so the stops are the jo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from exec.context import stand_in
 from exec.denoiser import Seam
 from planner.model import Stop
 
 
 class MMDiTAdapter:
-    """Stops: K/V per attention of each block, in the order in which the blocks run."""
+    """Stops: K/V per attention of each block, in the order in which the blocks run; a border after each but the last."""
 
-    family = "mmdit"
+    family, joint = "mmdit", True
     packed = 1
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
         self.granule = transformer.config.patch_size
-        self.points: list[Attention] = []
+        self.points: list[nn.Module] = []
         inner = []
-        for i, block in enumerate(transformer.transformer_blocks):
+        blocks = transformer.transformer_blocks
+        for i, block in enumerate(blocks):
             for name in ("attn", "attn2"):
                 attention = getattr(block, name, None)
                 if attention is not None:
                     self.points.append(attention)
                     inner.append(Stop(f"transformer_blocks.{i}.{name}", "kv", 2 * attention.inner_kv_dim, self.granule))
+            if i + 1 < len(blocks):
+                self.points.append(block)
+                inner.append(Stop(f"transformer_blocks.{i}", "border", transformer.inner_dim, self.granule))
         ends = [
             Stop("noise", "noise", transformer.config.out_channels),
             Stop("latent", "latent", transformer.config.in_channels),
         ]
         self.stops = (Stop("entry", "entry"), *inner, *ends)
-        self._processors: dict[Attention, object] = {}
+        self._processors: dict[nn.Module, object] = {}
 
     def install(self, seam: Seam) -> None:
-        for stop, attention in enumerate(self.points, start=1):
-            self._processors[attention] = attention.processor
-            attention.set_processor(BandJointAttention(seam, stop))
-        embed = self.transformer.pos_embed
+        transformer, noise = self.transformer, len(self.stops) - 2
+        for stop, module in enumerate(self.points, start=1):
+            if self.stops[stop].kind == "border":
+                module.forward = partial(_block, module.forward, seam, stop)
+            else:
+                self._processors[module] = module.processor
+                module.set_processor(BandJointAttention(seam, stop))
+        embed, last = transformer.pos_embed, transformer.transformer_blocks[-1]
         embed.forward = partial(embed_rows, embed, seam, self.granule)
+        last.forward = partial(_last_block, last.forward, seam, noise)
+        transformer.norm_out.forward = partial(_idle, transformer.norm_out.forward, seam, noise)
+        transformer.proj_out.forward = partial(_head, transformer.proj_out, seam, noise)
 
     def remove(self) -> None:
+        transformer = self.transformer
         for attention in list(self._processors):
             attention.set_processor(self._processors.pop(attention))
-        self.transformer.pos_embed.__dict__.pop("forward", None)
+        for module in (*transformer.transformer_blocks, transformer.pos_embed, transformer.norm_out, transformer.proj_out):
+            module.__dict__.pop("forward", None)
 
 
 def inputs(
@@ -78,6 +94,38 @@ def embed_rows(module: nn.Module, seam: Seam, patch: int, latent: Tensor) -> Ten
     tokens = type(module).forward(module, seam.full)
     rows, across = seam.context.rows, seam.full.shape[3] // patch
     return tokens[:, rows.start // patch * across : rows.stop // patch * across]
+
+
+def _block(
+    forward: Callable[..., Any], seam: Seam, stop: int, hidden_states: Tensor, encoder_hidden_states: Tensor, **more: object
+) -> tuple[Tensor, Tensor]:
+    """A joint block up to its border; another rank's is not run, but hands on what is known of its output.
+
+    hidden_states: (b, T, C) image tokens; encoder_hidden_states: (b, S, C) text tokens; returns text, image. What
+    travels is (b, T + S, C).
+    """
+    if seam.foreign(stop):
+        held, tokens = seam.held(stop, hidden_states), hidden_states.shape[1]
+        return held[:, tokens:], held[:, :tokens]
+    text, image = forward(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **more)
+    seam.border(stop, lambda: torch.cat([image, text], dim=1))
+    return text, image
+
+
+def _last_block(
+    forward: Callable[..., Any], seam: Seam, noise: int, hidden_states: Tensor, **more: object
+) -> tuple[Tensor | None, Tensor]:
+    return (None, hidden_states) if seam.foreign(noise) else forward(hidden_states=hidden_states, **more)
+
+
+def _idle(forward: Callable[..., Any], seam: Seam, stop: int, x: Tensor, *args: object) -> Tensor:
+    """Work on the way to `stop`, which is passed over where it is another rank's."""
+    return x if seam.foreign(stop) else forward(x, *args)
+
+
+def _head(module: nn.Linear, seam: Seam, noise: int, x: Tensor) -> Tensor:
+    """The last projection, which makes the noise. x: (b, T, C)."""
+    return stand_in(x, (*x.shape[:-1], module.out_features)) if seam.foreign(noise) else type(module).forward(module, x)
 
 
 class BandJointAttention:

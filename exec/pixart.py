@@ -20,7 +20,7 @@ from planner.model import Stop
 class PixArtAdapter:
     """Stops: K/V of each block's self-attention."""
 
-    family = "pixart"
+    family, joint = "pixart", False
     packed = 1
 
     def __init__(self, transformer: nn.Module) -> None:

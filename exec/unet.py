@@ -7,22 +7,35 @@ moments of all bands, self-attention their keys and values; everything else is l
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from exec.context import stand_in
 from exec.denoiser import Seam, execution_order, on_meta
 from planner.errors import InputError
 from planner.model import Stop
 
+# Modules whose outputs are borders.
+_BLOCK = re.compile(
+    r"conv_in|conv_norm_out|(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|(down|up)samplers)\.\d+"
+)
+
 
 class UNetAdapter:
-    """Stops: a halo per 3x3 convolution but the first (it sees the whole latent), a statistic per GroupNorm, K/V per self-attention."""
+    """Stops: a halo per 3x3 convolution but the first (it sees the whole latent), a statistic per GroupNorm, K/V per self-attention.
 
-    family = "unet"
+    Borders: the outputs of conv_in, of every resnet, attention and sampler, and of the last GroupNorm.
+    """
+
+    family, joint = "unet", False
     packed = 1
 
     def __init__(self, unet: nn.Module) -> None:
@@ -30,51 +43,94 @@ class UNetAdapter:
             raise InputError("unet: class embeddings and projected encoder states are not supported")
         self.unet = unet
         self.granule = 2 ** (len(unet.config.block_out_channels) - 1)
-        names = self._order()
+        inner = _inner_stops(unet, self.granule)
         modules = dict(unet.named_modules())
-        self.points = [modules[name] for name in names]
-        channels = unet.config.in_channels
-        inner = [_stop(name, modules[name], scale) for name, scale in names.items()]
-        ends = [Stop("noise", "noise", unet.config.out_channels), Stop("latent", "latent", channels)]
+        self.points = [modules[stop.name] for stop in inner]
+        ends = [Stop("noise", "noise", unet.config.out_channels), Stop("latent", "latent", unet.config.in_channels)]
         self.stops = (Stop("entry", "entry"), *inner, *ends)
         self._processors: dict[Attention, object] = {}
 
     def install(self, seam: Seam) -> None:
+        noise, unet = len(self.stops) - 2, self.unet
+        unet.conv_in.forward = partial(_conv_in, unet.conv_in, seam)
         for stop, module in enumerate(self.points, start=1):
-            if isinstance(module, nn.Conv2d):
+            if self.stops[stop].kind == "border":  # after what there is inside of it
+                module.forward = partial(_block, module.forward, seam, stop)
+            elif isinstance(module, nn.Conv2d):
                 module.forward = partial(_conv, module, seam, stop)
             elif isinstance(module, nn.GroupNorm):
                 module.forward = partial(_group_norm, module, seam, stop)
             else:
                 self._processors[module] = module.processor
                 module.set_processor(BandAttention(seam, stop))
-        self.unet.conv_in.forward = partial(_conv_in, self.unet.conv_in, seam)
+        for block, last in zip(unet.up_blocks, self._last_borders(), strict=True):
+            block.forward = partial(_up_block, block.forward, seam, last)
+        unet.conv_act.forward = partial(_idle, unet.conv_act.forward, seam, noise)
+        unet.conv_out.forward = partial(_head, unet.conv_out.forward, seam, noise, unet.config.out_channels)
 
     def remove(self) -> None:
-        for module in [*self.points, self.unet.conv_in]:
-            if isinstance(module, Attention):
-                if module in self._processors:
-                    module.set_processor(self._processors.pop(module))
-            else:
-                module.__dict__.pop("forward", None)
+        unet = self.unet
+        for module in [*self.points, unet.conv_in, *unet.up_blocks, unet.conv_act, unet.conv_out]:
+            if module in self._processors:
+                module.set_processor(self._processors.pop(module))
+            module.__dict__.pop("forward", None)
 
-    def _order(self) -> dict[str, int]:
-        """Names of the modules that need other bands, in execution order, with the downsampling there."""
-        twin = on_meta(self.unet)
-        names = {m: n for n, m in twin.named_modules() if _interacts(n, m)}
-        widths: dict[str, int] = {}
-        side = 16 * self.granule
+    def _last_borders(self) -> list[int]:
+        """Per up block the border at its end."""
+        borders = [s for s, stop in enumerate(self.stops) if stop.kind == "border"]
+        within = [
+            [s for s in borders if self.stops[s].name.startswith(f"up_blocks.{i}.")]
+            for i in range(len(self.unet.up_blocks))
+        ]
+        return [max(inside) for inside in within]
 
-        def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            positions = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2]
-            widths[names[module]] = round(side / positions**0.5)
 
-        hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in names]
-        order = execution_order(twin, names, lambda: twin(**inputs(twin, 1, side, side, "meta")))
-        for hook in hooks:
-            hook.remove()
-        return {names[m]: widths[names[m]] for m in order}
+def _inner_stops(unet: nn.Module, granule: int) -> tuple[Stop, ...]:
+    """The inner stops in execution order, as a forward on the meta device finds them."""
+    twin, side = on_meta(unet), 16 * granule
+    names = {m: n for n, m in twin.named_modules()}
+    blocks = [m for m, n in names.items() if _BLOCK.fullmatch(n)]
+    seen: dict[tuple[nn.Module, bool], Tensor] = {}
+
+    def begins(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen[module, False] = args[0] if args else kwargs["hidden_states"]
+
+    def ends(module: nn.Module, args: tuple, out: Tensor | tuple[Tensor]) -> None:
+        seen[module, True] = out if isinstance(out, Tensor) else out[0]
+
+    watched = [m for m, n in names.items() if _interacts(n, m)]
+    hooks = [m.register_forward_pre_hook(begins, with_kwargs=True) for m in watched]
+    hooks += [m.register_forward_hook(ends) for m in blocks]
+    order = execution_order(twin, watched, blocks, lambda: twin(**inputs(twin, 1, side, side, "meta")))
+    for hook in hooks:
+        hook.remove()
+    stops = []
+    for module, ended in order:
+        x = seen[module, ended]
+        positions = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2]
+        scale = round(side / positions**0.5)
+        stops.append(
+            Stop(names[module], "border", x.shape[1], scale) if ended else _stop(names[module], module, scale)
+        )
+    return _with_skips(stops)
+
+
+def _with_skips(stops: list[Stop]) -> tuple[Stop, ...]:
+    """Each output of the way down is read again by the resnet of the way up that pops it from the stack; 1 is the first stop."""
+    attended = {s.name.split(".attentions.")[0] for s in stops if ".attentions." in s.name}
+    stack: list[int] = []
+    last = 0
+    for k, stop in enumerate(stops):
+        if stop.kind != "border":
+            continue
+        block, _, layer = stop.name.partition(".resnets.")
+        if stop.name.startswith("up_blocks") and layer:
+            skip = stack.pop()
+            stops[skip] = replace(stops[skip], again=last + 1)
+        elif stop.name.startswith(("conv_in", "down_blocks")) and not (layer and block in attended):
+            stack.append(k)
+        last = k
+    return tuple(stops)
 
 
 def inputs(unet: nn.Module, batch: int, height: int, width: int, device: str | torch.device, tokens: int = 77) -> dict:
@@ -109,6 +165,33 @@ def _stop(name: str, module: nn.Module, scale: int) -> Stop:
     if isinstance(module, nn.GroupNorm):
         return Stop(name, "stat", module.num_groups, scale)
     return Stop(name, "kv", 2 * module.inner_kv_dim, scale)
+
+
+def _block(forward: Callable[..., Any], seam: Seam, stop: int, x: Tensor, *args: object, **kwargs: object) -> Any:
+    """A block up to its border; another rank's is not run, but hands on what is known of its output. x: (b, C, n, W)."""
+    if seam.foreign(stop):
+        held = seam.held(stop, x)
+        return held if kwargs.get("return_dict") is None else (held,)
+    out = forward(x, *args, **kwargs)
+    seam.border(stop, lambda: out if isinstance(out, Tensor) else out[0])
+    return out
+
+
+def _up_block(forward: Callable[..., Any], seam: Seam, last: int, hidden_states: Tensor, **kwargs: object) -> Tensor:
+    """All of a block on the way up; one that is other ranks' does not even join its skip connections."""
+    if seam.foreign(last):
+        return seam.held(last, hidden_states)
+    return forward(hidden_states=hidden_states, **kwargs)
+
+
+def _idle(forward: Callable[..., Any], seam: Seam, stop: int, x: Tensor, *args: object) -> Tensor:
+    """Work on the way to `stop`, which is passed over where it is another rank's."""
+    return x if seam.foreign(stop) else forward(x, *args)
+
+
+def _head(forward: Callable[..., Any], seam: Seam, noise: int, channels: int, x: Tensor) -> Tensor:
+    """The last convolution, which makes the noise. x: (b, C, n, W)."""
+    return stand_in(x, (x.shape[0], channels, *x.shape[2:])) if seam.foreign(noise) else forward(x)
 
 
 def _conv(module: nn.Conv2d, seam: Seam, stop: int, x: Tensor, *args: object) -> Tensor:

@@ -9,8 +9,12 @@ from itertools import accumulate, pairwise
 
 from planner.errors import InputError
 from planner.model import Model
-from planner.ops import Compute, Gather, Op, Parcel, Rows, Transfer, Wait, name_of
-from planner.plan import Damping
+from planner.ops import Broadcast, Compute, Gather, Op, Parcel, Rows, Transfer, Wait, name_of
+from planner.plan import Damping, band_group
+
+Runs = tuple[
+    tuple[int, int], ...
+]  # (start, stop) of the runs of stops that a rank computes; the latent's update not in it
 
 CONTEXT = "context"  # channel of K/V, halos and statistics
 STATE = "state"  # channel of noise and latents, which everybody waits for
@@ -35,15 +39,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Layout:
-    """Per rank: its band of rows and its branches."""
+    """Per rank: its band of rows, its branches, and its stage as runs of stops; () if every rank computes all stops."""
 
     rows: tuple[Rows, ...]
     branches: tuple[tuple[str, ...], ...]
+    runs: tuple[Runs, ...] = ()
 
     def group(self, rank: int) -> tuple[int, ...]:
-        """Ranks with the same branches, in image order."""
-        same = [r for r, branches in enumerate(self.branches) if branches == self.branches[rank]]
-        return tuple(sorted(same, key=lambda r: self.rows[r].start))
+        """Ranks with the same branches and stage, in image order."""
+        works = [(branches, self.runs[r : r + 1]) for r, branches in enumerate(self.branches)]
+        return band_group(rank, self.rows, works)
 
     @property
     def everyone(self) -> tuple[int, ...]:
@@ -156,19 +161,20 @@ def evaluation(
     noise: tuple[int, ...] = (),
     latent: tuple[int, ...] = (),
     messages: tuple[Message, ...] = (),
+    makers: tuple[int, ...] | None = None,
 ) -> list[Op]:
-    """The ops of one evaluation of the denoiser and one sampler update on `rank`.
+    """The ops of one evaluation of the denoiser, as far as it is `rank`'s, and one sampler update on `rank`.
 
     Stops of the kinds in `fresh` are gathered and waited for on the spot (exact). The parcels in `stale` travel behind
     the compute: with `send` they start when the last tensor of each is there; with `receive` what came of them the last
     time is waited for just before its first use. `messages` travel likewise, but as each says. `noise`, `latent`:
-    groups that share those at the end, () for nobody.
+    groups that share those at the end, () for nobody; makers: as in `update`.
     """
     rows, branches, group = where.rows[rank], where.branches[rank], where.group(rank)
-    messages = tuple(Message((Gather(p, group, CONTEXT),), p.stops[-1], p.stops[0]) for p in stale) + messages
+    bands = tuple(Message((Gather(p, group, CONTEXT),), p.stops[-1], p.stops[0]) for p in stale if len(group) > 1)
     waits: dict[int, list[Transfer]] = defaultdict(list)
     starts: dict[int, list[Op]] = defaultdict(list)
-    for message in messages if len(group) > 1 else ():
+    for message in bands + messages:
         at_once, later = message.wait is None, message.wait is not None and message.wait > message.start
         if at_once or send:
             starts[message.start] += message.ops
@@ -185,23 +191,55 @@ def evaluation(
             ops.append(Compute(done, to, step, rows, branches))
             done = to
 
-    def share(parcel: Parcel, members: tuple[int, ...], channel: str) -> None:
-        ops.extend([Gather(parcel, members, channel), Wait(parcel.name)])
-
-    for s in model.points:
-        if s in waits:
-            run(s)
-            ops.extend(Wait(name_of(op)) for op in waits[s])
-        if len(group) > 1 and model.stops[s].kind in fresh:
-            run(s)
-            share(Parcel(f"p{s}", (s,)), group, CONTEXT)
-        if s in starts:
-            run(s)
-            ops.extend(starts[s])
+    for first, last in where.runs[rank] if where.runs else ((0, model.noise),):
+        done = first
+        for s in range(first, min(last + 1, model.noise)):
+            if s in waits:
+                run(s)
+                ops.extend(Wait(name_of(op)) for op in waits[s])
+            if len(group) > 1 and model.stops[s].kind in fresh:
+                run(s)
+                parcel = Parcel(f"p{s}", (s,))
+                ops.extend([Gather(parcel, group, CONTEXT), Wait(parcel.name)])
+            if s in starts:
+                run(s)
+                ops.extend(starts[s])
+        if last < model.noise:
+            run(last)
+            done = model.noise
+    if waits[model.noise]:
+        run(model.noise)
+        ops.extend(Wait(name_of(op)) for op in waits[model.noise])
     if len(noise) > 1:
         run(model.noise)
-        share(Parcel("noise", (model.noise,)), noise, STATE)
-    run(model.latent)
+    return ops + update(model, where, rank, step, noise, latent, makers, done)
+
+
+def update(
+    model: Model,
+    where: Layout,
+    rank: int,
+    step: int = 0,
+    noise: tuple[int, ...] = (),
+    latent: tuple[int, ...] = (),
+    makers: tuple[int, ...] | None = None,
+    done: int | None = None,
+) -> list[Op]:
+    """Share the noise, update the latent, share that. makers: those of `noise` who have some, None for all of them.
+
+    done: the stop at which the model stands, if that is before the noise.
+    """
+    ops: list[Op] = []
+    if len(noise) > 1:
+        parcel = Parcel("noise", (model.noise,))
+        roots = noise if makers is None else makers
+        given = (
+            [Gather(parcel, noise, STATE)] if roots == noise else [Broadcast(parcel, r, noise, STATE) for r in roots]
+        )
+        ops += [*given, *(Wait(parcel.name) for _ in given)]
+    start = model.noise if done is None else done
+    ops.append(Compute(start, model.latent, step, where.rows[rank], where.branches[rank]))
     if len(latent) > 1:
-        share(Parcel("latent", (model.latent,)), latent, STATE)
+        parcel = Parcel("latent", (model.latent,))
+        ops += [Gather(parcel, latent, STATE), Wait(parcel.name)]
     return ops

@@ -47,7 +47,10 @@ def faults(plan: Plan, model: Model) -> list[str]:
         return shape
     waits, beats = _waits(plan)
     talk = [*waits, *_partners(plan)] or _deadlock(plan, beats)
-    return [*_steps(plan), *_coverage(plan, model), *_evaluations(plan, model), *_early(plan), *talk]
+    fed = [] if waits else _reads(plan, model)
+    # Who shares an image with whom follows from what they compute.
+    work = list(_evaluations(plan, model)) or list(_coverage(plan, model))
+    return [*_steps(plan), *work, *_early(plan), *fed, *talk]
 
 
 def _at(plan: Plan, place: Place) -> str:
@@ -66,6 +69,7 @@ def _shape(plan: Plan, model: Model) -> Iterator[str]:
         yield "the plan has no phases"
     for p, phase in enumerate(plan.phases):
         lengths = {len(phase.rows), len(phase.branches), len(phase.strides), len(phase.ops)}
+        lengths |= {len(phase.ahead)} if phase.ahead else set()
         if lengths != {plan.ranks}:
             yield f"phase {phase.name}: rows, branches, strides and ops must be given for each of {plan.ranks} devices"
         elif phase.beats < 1 or phase.steps < 1:
@@ -116,9 +120,22 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
             if held[branch] != wanted:
                 yield f"phase {phase.name}: branch {branch} is computed by {held[branch]} groups of ranks, not {wanted}"
         for group in groups:
-            bands = [rows for rows, branches in zip(phase.rows, phase.branches, strict=True) if branches == group]
-            for fault in _tiling(bands, height):
-                yield f"phase {phase.name}, branches {'+'.join(group)}: {fault}"
+            ranks = [rank for rank, branches in enumerate(phase.branches) if branches == group]
+            where = f"phase {phase.name}, branches {'+'.join(group)}"
+            for bands in sorted({phase.band_group(rank) for rank in ranks}):
+                for fault in _tiling([phase.rows[rank] for rank in bands], height):
+                    yield f"{where}: {fault}"
+            for first, last in _idle(model, [run for rank in ranks for run in phase.runs[rank]]):
+                yield f"{where}: stops {first} to {last} are computed by nobody"
+
+
+def _idle(model: Model, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Stretches of the model up to the noise that are in none of these runs."""
+    reach = 0
+    for first, last in [*sorted(runs), (model.noise, model.noise)]:
+        if first > reach:
+            yield reach, first
+        reach = max(reach, last)
 
 
 def _tiling(bands: list[Rows], height: int) -> Iterator[str]:
@@ -143,7 +160,7 @@ def _evaluations(plan: Plan, model: Model) -> Iterator[str]:
             for i, op in enumerate(phase.ops[rank]):
                 if isinstance(op, Compute):
                     step = steps[done] if done < len(steps) else None
-                    fault = _misplaced(op, at, step, model.latent) or _foreign(op, phase, rank)
+                    fault = _misplaced(op, at, step, model) or _foreign(op, phase, rank)
                     if fault:
                         yield f"{_at(plan, Place(rank, p, i))}: {fault}"
                         break
@@ -157,11 +174,13 @@ def _evaluations(plan: Plan, model: Model) -> Iterator[str]:
                     )
 
 
-def _misplaced(op: Compute, at: int, step: int | None, latent: int) -> str:
-    if op.start != at:
+def _misplaced(op: Compute, at: int, step: int | None, model: Model) -> str:
+    """A rank passes over what others compute: from a border, or the entry, to a later one, or the noise."""
+    borders = model.borders
+    if op.start != at and not (op.start > at and (not at or at in borders) and op.start in (*borders, model.noise)):
         return f"starts at stop {op.start}, but the model stands at stop {at}"
-    if not op.start < op.stop <= latent:
-        return f"must end at a later stop, at most {latent}"
+    if not op.start < op.stop <= model.latent:
+        return f"must end at a later stop, at most {model.latent}"
     if step is None:
         return "is one evaluation more than the stride leaves room for"
     if op.step != step:
@@ -178,14 +197,55 @@ def _foreign(op: Compute, phase: Phase, rank: int) -> str:
 
 
 def _early(plan: Plan) -> Iterator[str]:
-    """Tensors sent before they were ever computed; after its first evaluation a rank has some of every stop."""
-    for rank, ops in enumerate(plan.phases[0].ops):
-        reached = 0
-        for i, op in enumerate(ops):
-            if isinstance(op, Compute):
-                reached = max(reached, op.stop)
-            elif not isinstance(op, Wait | Observe) and peers(op, rank)[0] and max(op.what.stops) > reached:
-                yield f"{_at(plan, Place(rank, 0, i))}: stop {max(op.what.stops)} has not been computed yet"
+    """Tensors sent before they were ever computed by their sender."""
+    for rank in range(plan.ranks):
+        done: set[int] = set()
+        for p, phase in enumerate(plan.phases):
+            for i, op in enumerate(phase.ops[rank]):
+                if isinstance(op, Compute):
+                    done.update(range(op.start + 1, op.stop + 1))
+                elif not isinstance(op, Wait | Observe) and peers(op, rank)[0] and not done.issuperset(op.what.stops):
+                    missing = max(set(op.what.stops) - done)
+                    yield f"{_at(plan, Place(rank, p, i))}: stop {missing} has not been computed yet"
+                    done.add(missing)
+
+
+def _reads(plan: Plan, model: Model) -> list[str]:
+    """Borders and noise that a rank uses and that it neither computed nor was given; each of these once.
+
+    For ranks that compute a stage only. Presumes that everything started is waited for.
+    """
+    found: dict[str, None] = {}
+    for rank in range(plan.ranks):
+        if any(phase.runs[rank] != ((0, model.latent),) for phase in plan.phases):
+            found |= dict.fromkeys(_unfed(plan, model, rank))
+    return list(found)
+
+
+def _unfed(plan: Plan, model: Model, rank: int) -> Iterator[str]:
+    known: set[int] = set()  # borders of which there is some tensor
+    noises: set[str] = set()  # `given` and `own`, which an update has not used yet; it takes the given one first
+    flying: dict[str, deque[Transfer]] = defaultdict(deque)
+    for p, phase in enumerate(plan.phases):
+        for _ in range(min(phase.beats, 2)):
+            for i, op in enumerate(phase.ops[rank]):
+                if isinstance(op, Compute):
+                    known.update(s for s in model.borders if op.start < s <= op.stop)
+                    noises |= {"own"} if op.start < model.noise <= op.stop else set()
+                    missing = set(model.reads(op.start, op.stop)) - known
+                    if op.stop == model.latent:
+                        missing |= set() if noises else {model.noise}
+                        noises.discard(min(noises, default=""))
+                    if missing:
+                        name = model.stops[min(missing)].name
+                        yield f"{_at(plan, Place(rank, p, i))}: reads {name}, which was neither computed here nor received"
+                elif isinstance(op, Wait):
+                    done = flying[op.name].popleft()
+                    if not isinstance(done, Observe) and peers(done, rank)[1]:
+                        known.update(done.what.stops)
+                        noises |= {"given"} if model.noise in done.what.stops else set()
+                else:
+                    flying[name_of(op)].append(op)
 
 
 # Transfers.

@@ -81,6 +81,11 @@ class Cost:
                 raise InputError(
                     f"device {name}: seconds of {self.model.name} in the profile are not all finite; measure anew"
                 )
+            if len(found.sums) != len(self.model.stops):
+                raise InputError(
+                    f"device {name}: the profile has {len(found.sums) - 1} parts of {self.model.name}, the model has "
+                    f"{len(self.model.parts)}; measure anew"
+                )
             self.provenance = worst(self.provenance, found.said)
             factor = self._factor(found.spread) / (1 - device.occupancy)
             self._sums[key] = [factor * seconds for seconds in accumulate(found.sums, max)]
@@ -131,6 +136,13 @@ class Cost:
             return None
         kinds = {self.cluster.link(plan.devices[peer], plan.devices[rank]).kind for peer in sources}
         return self.profile.nearest_messages(kinds.pop(), len(sources) + 1, verb) if len(kinds) == 1 else None
+
+    def message(self, source: str, to: str, nbytes: int) -> float:
+        """Seconds of one message between two devices, with the links to itself."""
+        pair = Plan("message", self.job, (source, to), ())
+        if self.cluster.private:
+            return self._receive(pair, "send", 1, {0: nbytes}).link
+        return self.routes.seconds(self._message(pair, 0, 1, nbytes))
 
     # Where links are shared: how transfers cross them.
 

@@ -5,7 +5,8 @@ Descriptions are made by counting the real diffusers classes on the meta device 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -20,8 +21,10 @@ class Stop:
     """A point where ranks may interact, and what one rank's band contributes there.
 
     kind: `entry`, `halo` (edge rows beside a convolution), `stat` (GroupNorm moments), `kv` (keys and values of
-    self-attention), `noise`, `latent`. channels: per position (kv: 2C, stat: groups). scale: latent rows per row here
-    (2^downsamplings, or the patch size). pad: edge rows a convolution needs on each side.
+    self-attention), `border` (the output of a block, where another rank may go on), `noise`, `latent`. channels: per
+    position (kv: 2C, stat: groups). scale: latent rows per row here (2^downsamplings, or the patch size). pad: edge rows
+    a convolution needs on each side. tokens: text tokens that go on with the image at a border, of as many channels.
+    again: the later border whose following work reads this border's tensor a second time (a skip connection), 0 if none.
     """
 
     name: str
@@ -29,6 +32,8 @@ class Stop:
     channels: int = 0
     scale: int = 1
     pad: int = 0
+    tokens: int = 0
+    again: int = 0
 
     def positions(self, rows: int, width: int, portion: float = 1.0) -> int:
         """Positions (tokens, pixels) of a band here; of a portion of them, whole ones, rounded up."""
@@ -48,6 +53,8 @@ class Stop:
                 return edges * self.channels * self.pad * (width // self.scale)
             case "stat":  # E[x] and E[x^2] per group
                 return 2 * self.channels
+            case "border":
+                return (self.positions(rows, width) + self.tokens) * self.channels
             case _:
                 return 0
 
@@ -111,6 +118,16 @@ class Model:
         """Indices of the inner stops."""
         return tuple(range(1, self.noise))
 
+    @cached_property
+    def borders(self) -> tuple[int, ...]:
+        """Indices of the stops where one rank may end and another go on: where the model can be cut into stages."""
+        return tuple(s for s in self.points if self.stops[s].kind == "border")
+
+    def reads(self, start: int, stop: int) -> tuple[int, ...]:
+        """Borders up to `start` whose tensors the work from stop `start` to stop `stop` reads."""
+        known = self.borders[: bisect_right(self.borders, start)]
+        return tuple(s for s in known if s == start or start <= self.stops[s].again < stop)
+
     def latent_size(self, job: Job) -> tuple[int, int]:
         """Latent rows and columns of the job's image; InputError if the model cannot make that size."""
         unit = self.vae_scale * self.granule
@@ -134,7 +151,7 @@ class Model:
     def to_json(self) -> dict[str, Any]:
         document = {"schema_version": 1, "name": self.name, "family": self.family, "source": self.source}
         document |= {k: getattr(self, k) for k in ("latent_channels", "vae_scale", "granule", "parameters")}
-        document["stops"] = [list(asdict(s).values()) for s in self.stops]
+        document["stops"] = [list(astuple(s)[: 7 if s.tokens or s.again else 5]) for s in self.stops]
         document["parts"] = [list(asdict(p).values()) for p in self.parts]
         return document
 

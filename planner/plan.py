@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -37,6 +38,7 @@ class Damping:
     kv: float = 0.0
     halo: float = 0.0
     stat: float = 0.0
+    border: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """`beats` repetitions of one beat of `steps` grid steps. Per rank: its band, its branches, its stride, its ops."""
+    """`beats` repetitions of one beat of `steps` grid steps. Per rank: its band, its branches, its stride, its ops.
+
+    ahead: per rank, how many grid steps later than the latent's is the noise level that the denoiser is told (AsyncDiff's
+    stride 2 has 1, its time shift -1); () is 0 for all.
+    """
 
     name: str
     beats: int
@@ -82,25 +88,53 @@ class Phase:
     strides: tuple[int, ...]
     ops: tuple[tuple[Op, ...], ...]
     context: Context = Context()
+    ahead: tuple[int, ...] = ()
 
     @cached_property
     def made_at(self) -> dict[tuple[int, str], int]:
         """(rank, parcel name): the grid step, counted from the beat's first, whose tensors `rank` puts in the parcel."""
         found = {}
         for rank, ops in enumerate(self.ops):
-            steps = [op.step for op in ops if isinstance(op, Compute)]
-            step = steps[-1] - self.steps if steps else 0  # what is sent before any Compute is of the last beat
+            computes = [op for op in ops if isinstance(op, Compute)]
+            # What is sent before it is computed is of the last beat.
+            done = [replace(op, step=op.step - self.steps) for op in computes]
             for op in ops:
                 if isinstance(op, Compute):
-                    step = op.step
+                    done.append(op)
                 elif not isinstance(op, Wait | Observe):
-                    found[rank, op.what.name] = step
+                    last = max(op.what.stops, default=0)
+                    found[rank, op.what.name] = next((c.step for c in reversed(done) if c.start < last <= c.stop), 0)
         return found
 
+    @cached_property
+    def runs(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Per rank its stage: the (start, stop) of the runs of stops in its first evaluation of a beat.
+
+        ((0, latent),) where a rank computes all; else the latent's update, which all perform, is a run or the end of one.
+        """
+        return tuple(_merged(ops) for ops in self.ops)
+
     def band_group(self, rank: int) -> tuple[int, ...]:
-        """The ranks that share `rank`'s branches, in image order: its own rows and the others' make the whole image."""
-        group = [r for r, branches in enumerate(self.branches) if branches == self.branches[rank]]
-        return tuple(sorted(group, key=lambda r: self.rows[r].start))
+        """The ranks that share `rank`'s branches and stage, in image order: their rows make the whole image."""
+
+        works = [(self.branches[r], self.runs[r], self.ahead[r : r + 1]) for r in range(len(self.rows))]
+        return band_group(rank, self.rows, works)
+
+
+def band_group(rank: int, rows: Sequence[Rows], works: Sequence[Hashable]) -> tuple[int, ...]:
+    """The ranks of `rank`'s own work whose rows make the whole image with its rows, in image order.
+
+    Where several ranks do the same work on the same rows (all alike in AsyncDiff's warm-up), the first of each rows
+    belong together, the second, and so on.
+    """
+    same = [r for r, work in enumerate(works) if work == works[rank]]
+    seen: Counter[Rows] = Counter()
+    copies: dict[int, list[int]] = defaultdict(list)
+    for r in same:
+        copies[seen[rows[r]]].append(r)
+        seen[rows[r]] += 1
+    own = next(group for group in copies.values() if rank in group)
+    return tuple(sorted(own, key=lambda r: rows[r].start))
 
 
 @dataclass(frozen=True)
@@ -201,6 +235,20 @@ class Plan:
         return "\n".join(out)
 
 
+def _merged(ops: Iterable[Op]) -> tuple[tuple[int, int], ...]:
+    """The runs of the first evaluation, which ends before the next Compute that does not go forward."""
+    runs: list[tuple[int, int]] = []
+    for op in ops:
+        if isinstance(op, Compute):
+            if runs and op.start == runs[-1][1]:
+                runs[-1] = (runs[-1][0], op.stop)
+            elif runs and op.start < runs[-1][1]:
+                break
+            else:
+                runs.append((op.start, op.stop))
+    return tuple(runs)
+
+
 def batch(phase: Phase, rank: int, job: Job) -> int:
     """Batch items that `rank`'s forward carries: images times branches."""
     return job.batch * len(phase.branches[rank])
@@ -235,16 +283,15 @@ def received_bytes(model: Model, job: Job, phase: Phase, rank: int, op: Op) -> d
 
 def sampled_rows(model: Model, phase: Phase, rank: int) -> Rows:
     """Rows whose latent `rank` updates itself: all, if it is given all the noise in every step, else its own."""
-    height = max(rows.stop for rows in phase.rows)
-    for op in phase.ops[rank]:
-        if isinstance(op, Gather) and op.what.stops == (model.noise,) and max(phase.strides) == 1:
-            known = sorted((phase.rows[r].start, phase.rows[r].stop) for r in op.group)
-            reach = 0
-            for start, stop in known:
-                reach = max(reach, stop) if start <= reach else reach
-            if reach == height:
-                return Rows(0, height)
-    return phase.rows[rank]
+    height, own = max(rows.stop for rows in phase.rows), phase.rows[rank]
+    if own.count == height or max(phase.strides) > 1:
+        return own
+    given = [op for op in phase.ops[rank] if isinstance(op, Gather | Broadcast) and op.what.stops == (model.noise,)]
+    sources = {r for op in given for r in (op.group if isinstance(op, Gather) else (op.root,))}
+    reach = 0
+    for start, stop in sorted((phase.rows[r].start, phase.rows[r].stop) for r in {rank, *sources}):
+        reach = max(reach, stop) if start <= reach else reach
+    return Rows(0, height) if reach == height else own
 
 
 def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
@@ -267,14 +314,15 @@ def _phase_to_json(phase: Phase) -> dict[str, Any]:
         if not isinstance(op, Compute | Wait | Observe):
             if parcels.setdefault(op.what.name, op.what) != op.what:
                 raise InputError(f"plan: phase {phase.name} has two parcels called {op.what.name!r}")
-    return {
+    ahead = {"ahead": list(phase.ahead)} if phase.ahead else {}
+    return ahead | {
         "name": phase.name,
         "beats": phase.beats,
         "steps": phase.steps,
         "rows": [[r.start, r.stop] for r in phase.rows],
         "branches": [list(b) for b in phase.branches],
         "strides": list(phase.strides),
-        "context": asdict(phase.context),
+        "context": _context_to_json(phase.context),
         "parcels": {name: _parcel_to_json(parcel) for name, parcel in parcels.items()},
         "ops": [[_op_to_json(op) for op in ops] for ops in phase.ops],
     }
@@ -345,7 +393,16 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
         strides=tuple(p["strides"]),
         ops=tuple(tuple(read(op) for op in ops) for ops in p["ops"]),
         context=_context_from_json(p["context"]),
+        ahead=tuple(p.get("ahead", ())),
     )
+
+
+def _context_to_json(context: Context) -> dict[str, Any]:
+    """Without what came later and is not used: the digests of older plans stay."""
+    document = asdict(context)
+    if not context.damping.border:
+        del document["damping"]["border"]
+    return document
 
 
 def _context_from_json(c: dict[str, Any]) -> Context:

@@ -184,7 +184,7 @@ def scheme(
         str | None, typer.Option(metavar="0.3[,0.3]", help="How much of the bands above, below attention sees.")
     ] = None,
     send: Annotated[
-        str | None, typer.Option(metavar="NAME", help="whole, as published, or only what is needed.")
+        str | None, typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (asyncdiff).")
     ] = None,
     context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
     damping: Annotated[
@@ -192,6 +192,14 @@ def scheme(
     ] = None,
     every: Annotated[int | None, typer.Option(metavar="N", help="Steps from one stale exchange to the next.")] = None,
     skipped: Annotated[str | None, typer.Option(metavar="NAME", help="hold or predict skipped evaluations.")] = None,
+    stages: Annotated[int | None, typer.Option(metavar="N", help="Stages of the model, each on its own device.")] = None,
+    stride: Annotated[int | None, typer.Option(metavar="1|2", help="Steps from one run of the stages to the next.")] = None,
+    cuts: Annotated[
+        str | None, typer.Option(metavar="BLOCK,BLOCK", help="Blocks after which stages end, by name.")
+    ] = None,
+    outer: Annotated[bool | None, typer.Option(help="First and last blocks on one device.")] = None,
+    warm: Annotated[str | None, typer.Option(metavar="NAME", help="Stages in the warm-up: alike or chain.")] = None,
+    time_shift: Annotated[bool | None, typer.Option(help="Stages are told the noise level of the step before.")] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Which device, where one does it all.")] = None,
     bessel: Annotated[bool | None, typer.Option(help="GroupNorm variance as DistriFusion's code has it.")] = None,
     equal_weights: Annotated[bool | None, typer.Option(help="Weight bands alike in GroupNorm, not by rows.")] = None,
@@ -202,6 +210,8 @@ def scheme(
         if name in knobs:
             kind = float if name in ("thresholds", "portion", "damping") else int
             knobs[name] = _numbers(name, knobs[name], kind)
+    if cuts is not None:
+        knobs["cuts"] = tuple(cuts.split(","))
     return scheme, knobs
 
 

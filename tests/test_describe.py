@@ -235,11 +235,11 @@ def random_like(value):
 
 def in_bands(module, call, heights):
     """One forward in bands of these heights, a thread per rank; at each stop both get the other's fresh tensor."""
-    model = skeleton("tiny", adapter_for(module), 8)
+    model = skeleton("tiny", adapter_for(module), 8, text_tokens=call["encoder_hidden_states"].shape[1])
     job = Job("tiny", 128, 128, steps=1, guidance=1, dtype="float32", batch=2)
     rows = (Rows(0, heights[0]), Rows(heights[0], sum(heights)))
     phase = Phase("all", 1, 1, rows, (job.branches,) * 2, (1, 1), ((), ()))
-    contexts = [Context(model, job, rank) for rank in range(2)]
+    contexts = [Context(model, job, rank, wanted=model.borders) for rank in range(2)]
     barrier = threading.Barrier(2, timeout=30)
 
     def program(rank):

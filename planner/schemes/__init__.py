@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 
 from planner.plan import Plan
+from planner.schemes.asyncdiff import asyncdiff
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
 from planner.schemes.pcpp import pcpp
@@ -21,4 +22,5 @@ SCHEMES: dict[str, Scheme] = {
     "distrifusion": distrifusion,
     "pcpp": pcpp,
     "stadi": stadi,
+    "asyncdiff": asyncdiff,
 }

@@ -111,7 +111,8 @@ def displaced(
         """turns: whether each step of the beat receives, and whether it sends."""
 
         def ops(rank: int) -> list[Op]:
-            messages = behind(rank) if behind and name != "warm-up" else ()
+            apart = behind is not None and name != "warm-up" and len(where.group(rank)) > 1
+            messages = behind(rank) if behind and apart else ()
             everyone = where.everyone
             return [
                 op

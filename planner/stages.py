@@ -1,0 +1,188 @@
+"""Stages: the model cut at borders into runs of blocks on different ranks; where to cut, and who hands what to whom.
+
+A stage is what one rank computes of every evaluation: one run of stops, or two if the first and the last blocks are one
+device's (`outer`), as AsyncDiff has it for SDXL. What a stage reads and does not compute comes from the rank of the same
+rows that does: the output just before it, and the skip connections into it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
+
+from planner.beats import Layout, Message, Runs
+from planner.cost import Cost
+from planner.errors import InputError
+from planner.model import Model
+from planner.ops import Parcel, Recv, Send
+from planner.steps import rounded
+
+
+def stage_runs(model: Model, cuts: Sequence[int], outer: bool) -> tuple[Runs, ...]:
+    """The runs of each stage between these borders, stage by stage. outer: the first and the last run are one stage, the last one.
+
+    Raises InputError where a cut is no border or they do not ascend.
+    """
+    if not set(cuts) <= set(model.borders) or list(cuts) != sorted(set(cuts)):
+        raise InputError(f"cuts {', '.join(map(str, cuts))}: must be borders of {model.name}, one after the other")
+    runs = list(pairwise((0, *cuts, model.noise)))
+    if outer and len(runs) > 2:
+        return (*((run,) for run in runs[1:-1]), (runs[0], runs[-1]))
+    return tuple((run,) for run in runs)
+
+
+def borders_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
+    """The borders of these names; InputError with what there is for one that is not."""
+    known = {model.stops[s].name: s for s in model.borders}
+    for name in names:
+        if name not in known:
+            raise InputError(f"cut {name!r} is not a border of {model.name}; there are {', '.join(known) or 'none'}")
+    return tuple(known[name] for name in names)
+
+
+def heads(model: Model, where: Layout) -> tuple[int, ...]:
+    """The first rank of each branch and band that computes the noise."""
+    found: dict[object, int] = {}
+    for rank, runs in enumerate(where.runs):
+        if runs and runs[-1][1] == model.noise:
+            found.setdefault((where.branches[rank], where.rows[rank]), rank)
+    return tuple(found.values())
+
+
+# Who hands what to whom.
+
+
+class Crossing(NamedTuple):
+    """A border's tensor that `reader` needs from `source`, before its run from stop `start`."""
+
+    stop: int
+    source: int
+    reader: int
+    start: int
+
+
+def crossings(model: Model, where: Layout) -> tuple[Crossing, ...]:
+    """All that is read on another rank than it is computed on, each once per reader, in the order of the model."""
+    found: dict[tuple[int, int], Crossing] = {}
+    for reader, runs in enumerate(where.runs):
+        for first, last in runs:
+            for stop in model.reads(first, last):
+                source = owner(where, stop, reader)
+                if source != reader:
+                    found.setdefault((stop, reader), Crossing(stop, source, reader, first))
+    return tuple(sorted(found.values()))
+
+
+def owner(where: Layout, stop: int, rank: int) -> int:
+    """Who computes border `stop` for `rank`: itself, else the first rank of its rows, and of its branches if any has."""
+    able = [
+        r
+        for r, rows in enumerate(where.rows)
+        if rows == where.rows[rank] and any(first < stop <= last for first, last in where.runs[r])
+    ]
+    return min(able, key=lambda r: (r != rank, where.branches[r] != where.branches[rank], r))
+
+
+def handovers(model: Model, crossing: Sequence[Crossing], rank: int, fresh: bool = False) -> tuple[Message, ...]:
+    """What `rank` sends and receives of these: only what is read, and only to who reads it.
+
+    A tensor starts when it is there, on the channel of its sender, so that nobody's lane holds up another's. Those of
+    the last evaluation are waited for just before the run that reads them; if `fresh`, those of this one.
+    """
+    sent = [
+        Message((Send(parcel(c.stop), c.reader, channel(rank)),), c.stop, model.noise if fresh else c.stop)
+        for c in crossing
+        if c.source == rank
+    ]
+    received = [c for c in crossing if c.reader == rank]
+    starts = dict.fromkeys(c.start for c in received)
+    return tuple(sent) + tuple(
+        Message(
+            tuple(Recv(parcel(c.stop), c.source, channel(c.source)) for c in received if c.start == start),
+            start,
+            None if fresh else start,
+        )
+        for start in starts
+    )
+
+
+def channel(rank: int) -> str:
+    """The channel on which `rank` hands over its borders."""
+    return f"stage{rank}"
+
+
+def parcel(border: int) -> Parcel:
+    return Parcel(f"border{border}", (border,))
+
+
+# Where to cut.
+
+
+def balance(
+    model: Model, cost: Cost, teams: Sequence[tuple[str, ...]], batch: int, outer: bool
+) -> tuple[tuple[int, ...], float]:
+    """Cuts into one stage per team, in this order, of which the slowest takes least; and its seconds.
+
+    Each device of a team computes its stage. That takes its compute, by the cost model, and what it reads of the others
+    over the link from the team before. Exact, by dynamic programming over the borders. Raises InputError for more
+    stages than there can be.
+    """
+    height, width, count = cost.height, cost.width, len(teams)
+    ends = (0, *model.borders, model.noise)
+    outer = outer and count > 1
+    if len(ends) - 1 < count + outer:
+        raise InputError(f"{model.name} has {len(ends) - 2} borders; that is too few for {count} stages")
+    element = batch * cost.job.element_bytes
+
+    @cache
+    def moved(start: int, stop: int, own: int) -> int:
+        """Bytes that a run reads, but for outputs of the same device's run up to `own`."""
+        read = [s for s in model.reads(start, stop) if s > own]
+        return element * sum(model.stops[s].elements(height, width) for s in read)
+
+    @cache
+    def link(i: int, nbytes: int) -> float:
+        before = teams[i - 1][0]
+        return max(cost.message(before, device, nbytes) for device in teams[i] if device != before)
+
+    def compute(i: int, start: int, stop: int) -> float:
+        return max(cost.compute(device, start, stop, height, batch) for device in teams[i])
+
+    def seconds(i: int, start: int, stop: int, own: int = 0) -> float:
+        nbytes = moved(start, stop, own)
+        return compute(i, start, stop) + (link(i, nbytes) if nbytes else 0.0)
+
+    def chain(first: int, length: int) -> list[tuple[float, tuple[int, ...]]]:
+        """Per end: the slowest of the first `length` teams from ends[first] to it, and where each begins."""
+        nowhere: tuple[float, tuple[int, ...]] = (math.inf, ())
+        best = [nowhere for _ in ends]
+        best[first] = (0.0, ())
+        for i in range(length):
+            after = [nowhere for _ in ends]
+            for b in range(first + 1, len(ends)):
+                for a in range(first, b):
+                    before, begins = best[a]
+                    if before < after[b][0]:
+                        slowest = max(before, seconds(i, ends[a], ends[b]))
+                        if slowest < after[b][0]:
+                            after[b] = slowest, (*begins, ends[a])
+            best = after
+        return best
+
+    if not outer:
+        slowest, begins = chain(0, count)[-1]
+        return begins[1:], slowest
+    least: tuple[tuple[int, ...], float] = ((), math.inf)
+    for c in range(1, len(ends) - count):
+        head = compute(count - 1, 0, ends[c])
+        if head >= least[1]:
+            break
+        for d, (slowest, begins) in enumerate(chain(c, count - 1)[:-1]):
+            if slowest < least[1]:
+                tail = head + seconds(count - 1, ends[d], model.noise, ends[c])
+                if rounded(max(slowest, tail)) < rounded(least[1]):
+                    least = (*begins, ends[d]), max(slowest, tail)
+    return least
