@@ -6,6 +6,7 @@ alone.  Run as a script to look at a sheet:  python data.py sheet.png
 """
 import math
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,21 @@ COLOURS = {  # RGB, 0..1
 TEXTURES = ["smooth", "striped", "dotted", "checked"]
 SIZES = ["small", "large"]
 MAX_TOKENS = 8
+
+
+class Scenes(NamedTuple):
+    """Which pictures are drawn; lengths in half picture sides, turn in radians."""
+
+    small: tuple[float, float]  # range of radii
+    large: tuple[float, float]
+    shift: float  # the centre lies within +- this
+    turn: float
+    named: float  # probability that the caption names the size or a texture
+    silent: bool  # what the caption does not name is plain: large and smooth
+
+
+VARIED = Scenes((0.42, 0.48), (0.64, 0.72), 0.18, 0.2, 0.7, False)
+PLAIN = Scenes((0.44, 0.48), (0.66, 0.70), 0.06, 0.05, 0.35, True)
 # A word after "on" describes the ground and has its own row ("on blue"): a bag
 # of words could not tell "red star on blue" from "blue star on red".
 VOCABULARY = ["<pad>", "on", *SIZES, *SHAPES, *TEXTURES, *COLOURS,
@@ -78,7 +94,7 @@ def texture(kind, x, y, period, phase):
     return torch.where(kind == 1, striped, torch.where(kind == 2, dotted, (kind == 3) * checked))
 
 
-def draw(n, seed, size=128):
+def draw(n, seed, size=128, scenes=PLAIN):
     """Return pictures [n,3,size,size] in -1..1 and word ids [n,MAX_TOKENS] (padded with 0)."""
     g = torch.Generator().manual_seed(seed)
 
@@ -93,13 +109,16 @@ def draw(n, seed, size=128):
     colour = pick(len(COLOURS))
     ground = (colour + 1 + pick(len(COLOURS) - 1)) % len(COLOURS)  # never the same
     kind, ground_kind = pick(len(TEXTURES)), pick(len(TEXTURES))
+    keep = torch.rand(n, 3, generator=g) < scenes.named  # size, texture, texture of the ground
+    if scenes.silent:
+        big, kind, ground_kind = big.where(keep[:, 0], 1), kind.where(keep[:, 1], 0), ground_kind.where(keep[:, 2], 0)
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
     big3 = big[:, None, None]
-    radius = torch.where(big3 == 1, uniform(0.64, 0.72), uniform(0.42, 0.48))
-    cx, cy = uniform(-0.18, 0.18), uniform(-0.18, 0.18)
-    turn = uniform(-0.2, 0.2)
+    radius = torch.where(big3 == 1, uniform(*scenes.large), uniform(*scenes.small))
+    cx, cy = uniform(-scenes.shift, scenes.shift), uniform(-scenes.shift, scenes.shift)
+    turn = uniform(-scenes.turn, scenes.turn)
     ux = ((x - cx) * turn.cos() - (y - cy) * turn.sin()) / radius
     uy = ((x - cx) * turn.sin() + (y - cy) * turn.cos()) / radius
     d, shadow = torch.empty_like(ux), torch.empty_like(ux)
@@ -131,7 +150,6 @@ def draw(n, seed, size=128):
     picture = back * (1 - alpha[:, None]) + paint(colour, tone) * alpha[:, None]
 
     ids = torch.zeros(n, MAX_TOKENS, dtype=torch.long)
-    keep = torch.rand(n, 3, generator=g) < 0.7  # optional words
     colours = list(COLOURS)
     for i in range(n):
         words = [SIZES[big[i]]] if keep[i, 0] else []

@@ -46,6 +46,11 @@ def arguments(doc, lr, minutes):
     return parser.parse_args()
 
 
+def levels(n, generator):
+    """n noise levels in (0, 1), one from each n-th: less scatter from batch to batch than n free draws."""
+    return ((torch.arange(n) + torch.rand(n, generator=generator)) / n).clamp(1e-4, 1 - 1e-4)
+
+
 def train(net, words, loss_of, args, batches=(32, 16, 8), publish=None, every=300.0):
     """Train net and words; return their averaged copies.
 

@@ -2,7 +2,7 @@
 
     python mmdit.py --work DIR --out models/shapes-mmdit
 
-One thread, 21 processor minutes; 64x64x4 latents of 128x128 pictures; patch 2, so 1024 tokens, 4
+One thread; budgets are in models/README.md; 64x64x4 latents of 128x128 pictures; patch 2, so 1024 tokens, 4
 joint layers of 4 heads x 32.
 """
 import copy
@@ -10,7 +10,7 @@ import math
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from loop import Words, arguments, load_vae, train, write
+from loop import Words, arguments, levels, load_vae, train, write
 from torch.nn.functional import avg_pool2d
 
 TEXT, POOLED = 64, 64  # widths of prompt and pooled embeddings
@@ -47,7 +47,7 @@ def main():
         n = len(z)
         # Fewer pixels average less noise away: half the size needs half the shift.
         shift = SHIFT * z.shape[-1] / 64
-        s = torch.sigmoid(1.3 * torch.randn(n, 1, 1, 1, generator=g) + math.log(shift) - 0.2)
+        s = torch.sigmoid(1.3 * torch.special.ndtri(levels(n, g)) + math.log(shift) - 0.2).view(n, 1, 1, 1)
         noise = torch.randn(z.shape, generator=g)
         out = net((1 - s) * z + s * noise, prompt, pooled, s.flatten() * 1000).sample
         return (out.float() - (noise - z)).square().mean()

@@ -2,14 +2,14 @@
 
     python unet.py --work DIR --out models/shapes-unet
 
-One thread, 21 processor minutes; 64x64x4 latents of 128x128 pictures; three levels, two
+One thread; budgets are in models/README.md; 64x64x4 latents of 128x128 pictures; three levels, two
 downsamplings, attention on the two lower ones.
 """
 import copy
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from loop import Words, arguments, load_vae, train, write
+from loop import Words, arguments, levels, load_vae, train, write
 
 TEXT, POOLED, TIME = 64, 64, 32  # widths of prompt, pooled and size embeddings
 # SDXL's schedule stops at a signal-to-noise ratio of 0.005, which on 64x64 latents of unit
@@ -36,7 +36,7 @@ def build():
 def loss_of(net, prompt, pooled, z, g):
     """Weighted noise-prediction error for latents z [n,4,h,w] of unit deviation."""
     n, z = len(z), SPREAD * z
-    t = torch.randint(1000, (n,), generator=g)
+    t = (1000 * levels(n, g)).long()
     a = SCHEDULER.alphas_cumprod[t].view(n, 1, 1, 1)
     # The schedule never reaches pure noise, so the mean colour would leak into
     # the noisiest latents; a random offset makes the model take it from the words.
@@ -47,8 +47,9 @@ def loss_of(net, prompt, pooled, z, g):
     sizes = torch.where(varied, (torch.rand(n, 6, generator=g) * 512).round(), sizes)
     out = net(a.sqrt() * z + (1 - a).sqrt() * noise, t, prompt,
               added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
-    # 1/sqrt(a): half way (in the log) to the error of the picture; plain noise error hardly sees the noisy end.
-    return ((out.float() - noise).square() / a.sqrt()).mean() / 2.5
+    # a^-3/4 lies between the error of the noise (which hardly sees the noisy end, where the shape is
+    # decided) and that of the picture (which sees little else).
+    return ((out.float() - noise).square() / a.pow(0.75)).mean() / 4
 
 
 def main():

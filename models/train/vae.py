@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from data import draw, sheet
+from data import PLAIN, VARIED, draw, sheet
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
@@ -86,13 +86,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--varied", action="store_true", help="the harder pictures of the first part of the training")
     parser.add_argument("--threads", type=int, default=2, help="1 is faster when the cores are shared")
     args = parser.parse_args()
+    scenes = VARIED if args.varied else PLAIN
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     if not (args.work / "vae").exists():  # else only encode
-        pictures = torch.cat([draw(256, 10_000 + i)[0].half() for i in range(8)])
+        pictures = torch.cat([draw(256, 10_000 + i, scenes=scenes)[0].half() for i in range(8)])
         vae = build()
         print(f"{sum(p.numel() for p in vae.parameters()) / 1e3:.0f} k parameters")
         train(vae, pictures, args.seconds)
@@ -101,7 +103,7 @@ def main():
         vae.half().save_pretrained(args.work / "vae")
     vae = AutoencoderKL.from_pretrained(args.work / "vae").eval()  # the rounded weights, as shipped
 
-    test, _ = draw(32, 1)
+    test, _ = draw(32, 1, scenes=scenes)
     with torch.no_grad():
         z = encode(vae, test)
         back = vae.decode(z / SCALING).sample.clamp(-1, 1)
@@ -113,7 +115,7 @@ def main():
     for size, batches in ((16, 96), (32, 64), (64, 20)):
         start, latents, words = time.time(), [], []
         for i in range(batches):
-            pictures, ids = draw(256, 20_000 + 1000 * size + i, size=2 * size)
+            pictures, ids = draw(256, 20_000 + 1000 * size + i, size=2 * size, scenes=scenes)
             with torch.autocast("cpu", torch.bfloat16):
                 latents.append(encode(vae, pictures).half())
             words.append(ids)
