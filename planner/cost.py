@@ -71,6 +71,10 @@ class Cost:
         sums = self._sums_ns[key]
         return sums[stop] - sums[start]
 
+    def running(self, device: str, rows: int, batch: int) -> list[float]:
+        """Seconds from the entry to every stop of one evaluation on a band."""
+        return self._running(device, rows, batch)
+
     def _running(self, name: str, rows: int, batch: int) -> list[float]:
         """Seconds from the entry to every stop; they never fall."""
         key = (name, rows, batch)

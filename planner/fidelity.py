@@ -1,0 +1,194 @@
+"""What a plan does to the picture: PSNR to the picture of one device with all the steps, by a model fitted to runs.
+
+Errors of different causes add up as mean squared errors of pixels in 0..1. With N the steps of the reference, K those of
+the plan, w of them synchronous, n bands per branch, and e steps from one exchange to the next:
+
+- fewer steps: A (K^-p - N^-p)^2, p the order of the sampler as it is seen here;
+- skipped evaluations: the same with what a device of stride r really evaluates, w + (K - w)/r, in place of K and K in
+  place of N, by the share of rows that it holds, times a factor (another one if the skipped ones are predicted);
+- stale context: exp(b) (K/50)^s (1 - w/K)^t (2 - 2/n)^u e^v, with b of the kind of context, less if it is predicted.
+
+Ours, not of the papers; how well it holds is in `error_db`, from runs that were left out of the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from planner.errors import InputError
+from planner.plan import Damping, Plan
+from planner.wires import Array
+
+LEVELS = {"any": -inf, "fast": 20.0, "high": 30.0, "strict": inf}  # least dB
+SLOPES = ("steps", "late", "bands", "age", "predicted")
+PRIOR = {"steps": -1.0, "late": 1.0, "bands": 1.0, "age": 1.0, "predicted": -0.3}
+BEST_DB = 100.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a plan does to the picture, but for its steps and warm-up.
+
+    kind: of stale context, "" if all is fresh; predicted, skipped_predicted: whether stale context and skipped
+    evaluations are predicted; bands: per branch; shares: (stride, share of the rows), one per stride.
+    """
+
+    kind: str = ""
+    predicted: bool = False
+    skipped_predicted: bool = False
+    bands: int = 1
+    shares: tuple[tuple[int, float], ...] = ((1, 1.0),)
+
+    @property
+    def exact(self) -> bool:
+        return not self.kind and max(stride for stride, _ in self.shares) == 1
+
+    @property
+    def every(self) -> int:
+        return int(np.lcm.reduce([stride for stride, _ in self.shares]))
+
+
+def shares(rows: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """Share of the rows by stride."""
+    total = {stride: 0 for stride in sorted(set(strides))}
+    for count, stride in zip(rows, strides, strict=True):
+        total[stride] += count
+    return tuple((stride, count / sum(rows)) for stride, count in total.items())
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Coefficients for one model. source: `measured` on it or `transferred` from another; error_db: held out, median."""
+
+    model: str
+    few: tuple[float, float] = (1.0, 1.0)  # log A, p
+    skip: tuple[float, float] = (0.0, 0.0)  # log of the factor if held, if predicted
+    kinds: dict[str, float] = field(default_factory=dict)  # b
+    slopes: dict[str, float] = field(default_factory=lambda: dict(PRIOR))
+    offset_db: float = 0.0
+    source: str = "measured"
+    error_db: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def psnr(self, look: Look, steps: Any, warmup: Any, reference: int) -> Array:
+        """dB for arrays of steps and (effective) warm-ups; BEST_DB at most. A kind nobody measured is as bad as any."""
+        k, w = np.asarray(steps, float), np.minimum(np.asarray(warmup, float), steps)
+        error = self._few(k, reference)
+        for stride, share in look.shares:
+            if stride > 1:
+                factor = np.exp(self.skip[look.skipped_predicted])
+                error = error + factor * share * self._few(w + (k - w) / stride, k)
+        if look.kind:
+            error = error + self._stale(look, k, w)
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.minimum(-10 * np.log10(error) + self.offset_db * (error > 0), BEST_DB))
+
+    def _few(self, steps: Array, reference: Any) -> Array:
+        log_a, p = self.few
+        return np.asarray(np.exp(log_a) * (steps**-p - np.asarray(reference, float) ** -p) ** 2)
+
+    def _stale(self, look: Look, k: Array, w: Array) -> Array:
+        slope = self.slopes
+        base = self.kinds.get(look.kind, max(self.kinds.values(), default=0.0))
+        late = np.maximum(1 - w / k, 0.0)
+        size = base + slope["steps"] * np.log(k / 50) + slope["predicted"] * look.predicted
+        size = size + slope["bands"] * np.log(2 - 2 / max(look.bands, 2)) + slope["age"] * np.log(look.every)
+        return np.asarray(np.exp(size) * late ** max(slope["late"], 0.0))
+
+    def of_another(self, model: str, offset_db: float = 0.0) -> Fidelity:
+        """The same for a model on which nothing was measured, less sure of it."""
+        return replace(self, model=model, source="transferred", offset_db=offset_db)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Fidelity:
+        """Inverse of `to_json`; InputError for what is not one."""
+        try:
+            pairs = {name: tuple(map(float, document[name])) for name in ("few", "skip")}
+            return Fidelity(**document | pairs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"fidelity: not a table of `polyrhythm calibrate` ({error})") from error
+
+
+def look(plan: Plan) -> Look:
+    """What `plan` does to the picture."""
+    last = max(plan.phases, key=lambda phase: phase.steps * phase.beats if phase.name != "warm-up" else 0)
+    context = last.context
+    bands = max(len(last.band_group(rank)) for rank in range(plan.ranks))
+    cut = [(rows.count, stride) for rows, stride in zip(last.rows, last.strides, strict=True)]
+    return Look(
+        kind_of(plan.scheme, plan.knobs, bands),
+        context.damping != Damping(),
+        context.skipped > 0,
+        bands,
+        shares(*zip(*cut, strict=True)),
+    )
+
+
+def kind_of(scheme: str, knobs: dict[str, Any], bands: int) -> str:
+    """The kind of stale context that a scheme's knobs make; "" where everything is fresh."""
+    mode = knobs.get("mode") or "corrected_async_gn"
+    if scheme in ("single", "cfg", "ulysses", "ring") or (scheme in ("distrifusion", "stadi") and bands < 2):
+        return ""
+    if scheme in ("distrifusion", "stadi"):
+        return "" if mode == "full_sync" else str(mode)
+    if scheme == "pcpp":
+        portion = knobs.get("portion") or 0.3
+        nearest = max(portion) if isinstance(portion, tuple | list) else portion
+        return "" if bands < 2 else f"pcpp {nearest:g}"
+    rest = [str(knobs[name]) for name in ("stages", "stride", "setting") if knobs.get(name) is not None]
+    return " ".join([scheme, *rest])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A picture that was made and compared: what did it, steps and effective warm-up, those of the reference, dB."""
+
+    look: Look
+    steps: int
+    warmup: int
+    reference: int
+    psnr_db: float
+
+
+def fit(model: str, runs: Sequence[Run], about: dict[str, Any] | None = None, held_out: bool = True) -> Fidelity:
+    """Coefficients of least squared dB, slopes drawn a little towards PRIOR; InputError without runs."""
+    runs = [run for run in runs if run.psnr_db < BEST_DB]
+    if not runs:
+        raise InputError("fidelity: no run of a plan that changes the picture; nothing to fit")
+    from scipy.optimize import least_squares
+
+    kinds = sorted({run.look.kind for run in runs} - {""})
+
+    def unpack(x: Any) -> Fidelity:
+        slopes = dict(zip(SLOPES, map(float, x[4 : 4 + len(SLOPES)]), strict=True))
+        bases = dict(zip(kinds, map(float, x[4 + len(SLOPES) :]), strict=True))
+        return Fidelity(model, (float(x[0]), float(x[1])), (float(x[2]), float(x[3])), bases, slopes, about=about or {})
+
+    prior = np.array([0.0, 1.0, 0.0, -0.3, *(PRIOR[name] for name in SLOPES), *([-7.0] * len(kinds))])
+    weight = np.array([0.01, 1.0, 0.5, 0.5, *([0.5] * len(SLOPES)), *([0.02] * len(kinds))])
+
+    def residuals(x: Any) -> Any:
+        found = unpack(x)
+        off = [float(found.psnr(r.look, r.steps, r.warmup, r.reference)) - r.psnr_db for r in runs]
+        return np.concatenate([off, weight * (x - prior)])
+
+    found = unpack(least_squares(residuals, prior, loss="soft_l1").x)
+    if not held_out:
+        return found
+    left = [abs(_left_out(model, runs, i)) for i in range(len(runs))] if len(runs) > len(prior) else []
+    return replace(found, error_db=round(float(np.median(left)), 2) if left else 0.0)
+
+
+def _left_out(model: str, runs: Sequence[Run], i: int) -> float:
+    """dB by which run i is missed by a fit of the others."""
+    run = runs[i]
+    found = fit(model, [*runs[:i], *runs[i + 1 :]], held_out=False)
+    return float(found.psnr(run.look, run.steps, run.warmup, run.reference)) - run.psnr_db

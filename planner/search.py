@@ -1,0 +1,314 @@
+"""The first sieve: every candidate of every family, estimated at once.
+
+A candidate is a shape (scheme, knobs, devices, rows, strides) with a warm-up and a number of steps. A shape has one
+pace (`planner.screen.Pace`), from which the seconds of all its warm-ups and steps follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import combinations
+from math import inf, lcm
+
+import numpy as np
+
+from planner.beats import even
+from planner.cost import Cost
+from planner.errors import Infeasible, InputError
+from planner.fidelity import Look, kind_of, shares
+from planner.placement import Family, Place
+from planner.screen import Pattern, Screen, Team
+from planner.space import TABLE, Entry, Knobs, bands, same_for
+from planner.steps import STRIDES, synchronous
+from planner.tiling import tile
+from planner.wires import Array
+
+MOST_VECTORS = 48  # of strides, per family
+WARMUPS = (1, 2, 3, 5, 8, 12)
+PUBLISHED_WARMUP = 5
+STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial"}  # stadi chooses by these itself
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A candidate but for its warm-up and steps. pace: seconds of a synchronous step, the first beats, a beat more."""
+
+    scheme: str
+    knobs: Knobs
+    family: Family
+    rows: tuple[int, ...]
+    strides: tuple[int, ...]
+    pattern: Pattern
+    exact: bool
+    pace: tuple[float, float, float]
+
+    @property
+    def every(self) -> int:
+        return lcm(*self.strides)
+
+    @property
+    def look(self) -> Look:
+        """What it does to the picture."""
+        bands = max(map(len, self.family.groups))
+        return Look(
+            kind_of(self.scheme, self.knobs, bands),
+            self.knobs.get("context") == "predict",
+            self.knobs.get("skipped") == "predict",
+            bands,
+            shares(self.rows, self.strides),
+        )
+
+    def arguments(self, warmup: int) -> Knobs:
+        """The scheme's keyword arguments."""
+        entry, own = TABLE[self.scheme], dict(self.knobs)
+        if entry.cut:
+            own |= {"rows": self.rows, "split": self.family.split, "warmup": warmup}
+        return own | ({"strides": self.strides} if entry.strides else {})
+
+
+class Search:
+    """All shapes for a job on a cluster. given: knobs that the user has fixed; limits: most granules, by device."""
+
+    def __init__(self, cost: Cost, given: Knobs, limits: dict[str, int] | None = None) -> None:
+        self.cost, self.given, self.job, self.model = cost, given, cost.job, cost.model
+        self.screen = Screen(cost)
+        self.limits = limits or {}
+        items = self.job.batch * len(self.job.branches)
+        names = [device.name for device in cost.cluster.devices]
+        self.place = Place(cost.cluster, {name: cost.forward(name, cost.height, items) for name in names})
+        self.table = {
+            name: entry
+            for name, entry in TABLE.items()
+            if entry.pattern and not (entry.strides and STRIDED & set(given))
+        }
+        self._kinds = {stop.kind for stop in self.model.stops}
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """Those that what is given leaves: rows and strides are for all devices in the cluster's order."""
+        named = tuple(device.name for device in self.cost.cluster.devices)
+        if "rows" in self.given or "strides" in self.given:
+            return [Family(named, self.given.get("split"))]
+        found = self.place.families(len(self.job.branches), self.screen.granules)
+        if "split" in self.given:
+            return [family for family in found if family.split == self.given["split"]]
+        if "device" in self.given:
+            return [Family((self.given["device"],))]
+        return found
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """Every shape that is feasible."""
+        return [shape for family in self.families for shape in self._of(family)]
+
+    def _of(self, family: Family) -> Iterator[Shape]:
+        entries = {name: entry for name, entry in self.table.items() if entry.fits(family)}
+        ones = [vector for vector in self._strides(family) if max(vector) == 1]
+        longer = [vector for vector in self._strides(family) if max(vector) > 1]
+        for vectors, strided in ((ones, False), (longer, True)):
+            wanted = {name: entry for name, entry in entries.items() if entry.strides or not strided}
+            cuts = [(rows, vector) for vector in vectors for rows in self._rows(family, vector)]
+            if cuts and wanted:
+                yield from self._priced(family, wanted, cuts, strided)
+
+    def _priced(
+        self,
+        family: Family,
+        entries: dict[str, Entry],
+        cuts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+        strided: bool,
+    ) -> Iterator[Shape]:
+        team = self.team(family, cuts)
+        done: dict[Pattern, list[tuple[float, float, float]]] = {}
+        for name, entry in entries.items():
+            seen: set[tuple[Pattern, str]] = set()
+            for knobs in entry.variants(self._taken(name)):
+                if entry.strides and not strided and "strides" not in self.given and name != "distrifusion":
+                    continue  # all strides 1 is distrifusion with these rows
+                assert entry.pattern is not None
+                pattern = same_for(self._kinds, entry.pattern(knobs))
+                rest = {key: value for key, value in knobs.items() if key not in ("mode", "bundle")}
+                if (pattern, repr(rest)) in seen:
+                    continue
+                seen.add((pattern, repr(rest)))
+                if pattern not in done:
+                    done[pattern] = paces(team, pattern)
+                for (rows, vector), pace in zip(cuts, done[pattern], strict=True):
+                    yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace)
+
+    def team(self, family: Family, cuts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Team:
+        return self.screen.team(family, np.array([rows for rows, _ in cuts]), np.array([s for _, s in cuts]))
+
+    def _taken(self, scheme: str) -> Knobs:
+        """Given knobs that are the scheme's, but for those that the shape or the warm-up holds."""
+        import inspect
+
+        from planner.schemes import SCHEMES
+
+        own = inspect.signature(SCHEMES[scheme]).parameters
+        held = {"rows", "strides", "split", "warmup", "device"}
+        return {name: value for name, value in self.given.items() if name in own and name not in held}
+
+    # Strides and rows.
+
+    def curves(self, family: Family) -> list[Array]:
+        """Per rank: seconds of one evaluation by granules, without end beyond what the device's memory can hold."""
+        items = self.job.batch * (len(self.job.branches) if family.split is None else 1)
+        found = []
+        for device in family.devices:
+            curve = np.maximum.accumulate(self.screen.curve(device, items))
+            curve[self.limits.get(device, self.screen.granules) + 1 :] = inf
+            found.append(curve)
+        return found
+
+    def _strides(self, family: Family) -> list[tuple[int, ...]]:
+        """Stride vectors: all 1, and where the scheme takes them, longer ones for slower devices."""
+        if "strides" in self.given:
+            return [tuple(self.given["strides"])]
+        ones = (1,) * family.ranks
+        if not (bands(family) and family.mirrored):
+            return [ones]
+        speeds = [max(team) for team in self._teams(family)]
+        groups = 1 if family.split is None else len(family.split)
+        return [ones, *(vector * groups for vector in vectors(speeds))]
+
+    def _teams(self, family: Family) -> list[tuple[float, ...]]:
+        """Seconds of the whole image of the devices that share a band."""
+        whole = [self.place.seconds[device] for device in family.devices]
+        size = family.split[0] if family.split else family.ranks
+        return [tuple(whole[i::size]) for i in range(size)]
+
+    def _rows(self, family: Family, strides: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Cuts: as given, or elastic, or (equal strides only) even as well; none where it does not fit."""
+        if "rows" in self.given:
+            return [tuple(self.given["rows"])]
+        try:
+            elastic = self._elastic(family, strides)
+        except InputError:
+            return []
+        if max(strides) > 1:
+            return [elastic]
+        sizes = [len(group) for group in family.groups]
+        level = tuple(h for size in sizes for h in even(self.screen.height, size, self.model.granule))
+        fits = all(h // self.model.granule <= self.limits.get(d, 10**9) for h, d in zip(level, family.devices, strict=True))
+        return list(dict.fromkeys((elastic, level) if fits else (elastic,)))
+
+    def _elastic(self, family: Family, strides: tuple[int, ...]) -> tuple[int, ...]:
+        unit, every = self.model.granule, lcm(*strides)
+        curves = [every // r * curve for r, curve in zip(strides, self.curves(family), strict=True)]
+        if max(strides) > 1 and family.split:  # one band for a device of each branch
+            size = family.split[0]
+            shared = [np.max(curves[i::size], axis=0) for i in range(size)]
+            rows = self._tiled(shared) * len(family.split)
+        else:
+            rows = tuple(h for group in family.groups for h in self._tiled([curves[r] for r in group]))
+        if any(curve[h // unit] == inf for curve, h in zip(curves, rows, strict=True)):
+            raise Infeasible("more rows than the memory of some device has room for")
+        return rows
+
+    def _tiled(self, curves: Sequence[Array]) -> tuple[int, ...]:
+        unit = self.model.granule
+        return tile(self.screen.height, unit, [partial(_at, curve, unit) for curve in curves])
+
+    def estimate(self, scheme: str, knobs: Knobs, family: Family) -> float | None:
+        """Seconds of a scheme as it stands, even bands on all devices; None where that is not what it does."""
+        entry = TABLE.get(scheme)
+        if not (entry and entry.pattern and entry.cut) or entry.strides or not entry.fits(family):
+            return None
+        sizes = [len(group) for group in family.groups]
+        if max(sizes) > self.screen.granules or not self.place.connected(family.devices):
+            return None
+        rows = knobs.get("rows") or tuple(h for n in sizes for h in even(self.screen.height, n, self.model.granule))
+        if len(rows) != family.ranks:
+            return None
+        ones = (1,) * family.ranks
+        (pace,) = paces(self.team(family, [(rows, ones)]), same_for(self._kinds, entry.pattern(knobs)))
+        shape = Shape(scheme, knobs, family, rows, ones, entry.pattern(knobs), entry.exact(knobs), pace)
+        return self.seconds(shape, self.job.steps, knobs.get("warmup", PUBLISHED_WARMUP))
+
+    # Better rows.
+
+    def refined(self, shape: Shape, steps: int, warmup: int, rounds: int = 12) -> Shape:
+        """The shape after moving single granules from device to device as long as that is estimated to be faster."""
+        if not TABLE[shape.scheme].cut or "rows" in self.given or not bands(shape.family):
+            return shape
+        best, seconds = shape, self.seconds(shape, steps, warmup)
+        for _ in range(rounds):
+            moves = list(self._moves(best))
+            if not moves:
+                return best
+            found = paces(self.team(best.family, [(rows, best.strides) for rows in moves]), best.pattern)
+            tried = [replace(best, rows=rows, pace=pace) for rows, pace in zip(moves, found, strict=True)]
+            fastest = min(tried, key=lambda shape: self.seconds(shape, steps, warmup))
+            if self.seconds(fastest, steps, warmup) >= seconds * (1 - 1e-9):
+                return best
+            best, seconds = fastest, self.seconds(fastest, steps, warmup)
+        return best
+
+    def _moves(self, shape: Shape) -> Iterator[tuple[int, ...]]:
+        """Cuts that differ by a granule that went from one band to another of the same group, or of both groups alike."""
+        unit, family = self.model.granule, shape.family
+        together = max(shape.strides) > 1 and family.split is not None
+        size = family.split[0] if family.split else family.ranks
+        for group in family.groups[:1] if together else family.groups:
+            for a, b in combinations(group, 2):
+                for giver, taker in ((a, b), (b, a)):
+                    rows = list(shape.rows)
+                    for shift in range(0, family.ranks, size) if together else (0,):
+                        rows[giver + shift] -= unit
+                        rows[taker + shift] += unit
+                    if rows[giver] >= unit and self._room(family, rows):
+                        yield tuple(rows)
+
+    def _room(self, family: Family, rows: Sequence[int]) -> bool:
+        unit = self.model.granule
+        return all(h // unit <= self.limits.get(d, h) for h, d in zip(rows, family.devices, strict=True))
+
+    def seconds(self, shape: Shape, steps: int, warmup: int) -> float:
+        """Estimated latency."""
+        step, entry, beat = shape.pace
+        first = 0 if shape.exact else synchronous(steps, warmup, shape.every)
+        beats = (steps - first) // shape.every
+        return step * first + entry * min(beats, 3) / 3 + beat * max(beats - 3, 0)
+
+
+def _at(curve: Array, unit: int, rows: int) -> float:
+    return float(curve[rows // unit])
+
+
+def paces(team: Team, pattern: Pattern) -> list[tuple[float, float, float]]:
+    """Per candidate of the team, as plain numbers."""
+    found = team.pace(pattern)
+    return list(zip(found.step.tolist(), found.entry.tolist(), found.beat.tolist(), strict=True))
+
+
+def vectors(seconds: Sequence[float], strides: Sequence[int] = STRIDES) -> list[tuple[int, ...]]:
+    """Strides that never fall from the fastest device to the slowest, the fastest's being 1 and not all of them 1.
+
+    Of many devices only such that change where the speed does, or (still too many) in a few places.
+    """
+    order = sorted(range(len(seconds)), key=lambda i: seconds[i])
+    ranked = [seconds[i] for i in order]
+    places = list(range(1, len(order)))  # where the next longer stride may begin; len(order) is nowhere
+    if len(places) > 8:
+        places = [i for i in places if ranked[i] > 1.02 * ranked[i - 1]]
+        places = places if len(places) <= 8 else [places[len(places) * k // 8] for k in range(8)]
+    found: dict[tuple[int, ...], None] = {}
+    longer = sorted(set(strides) - {1})
+    for starts in combinations_with_order([*places, len(order)], len(longer)):
+        vector = [1] * len(order)
+        for start, stride in zip(starts, longer, strict=True):
+            for place in order[start:]:
+                vector[place] = stride
+        if max(vector) > 1:
+            found[tuple(vector)] = None
+    return list(found)[:MOST_VECTORS]
+
+
+def combinations_with_order(places: Sequence[int], count: int) -> Iterator[tuple[int, ...]]:
+    """Nondecreasing picks of `count` places."""
+    from itertools import combinations_with_replacement
+
+    return combinations_with_replacement(places, count)
