@@ -24,8 +24,7 @@ from planner.fold import Simulate
 from planner.placement import Family
 from planner.plan import Plan
 from planner.schemes import SCHEMES
-from planner.screen import SETTLED
-from planner.search import PUBLISHED_WARMUP, WARMUPS, Search, Shape
+from planner.search import PUBLISHED_WARMUP, WARMUPS, Search, Shape, latency
 from planner.space import PUBLISHED, Knobs
 from planner.timeline import Timeline
 from planner.wires import Array
@@ -111,14 +110,18 @@ class Choice:
     ) -> None:
         self.cost, self.simulate, self.given, self.rule, self.fidelity = cost, simulate, given, rule, fidelity
         self.job, self.model = cost.job, cost.model
-        self.search = Search(cost, given, limits)
+        self.search = Search(cost, given, limits, bold=fidelity is not None)
         self._plans: dict[str, tuple[Plan, float] | PolyrhythmError] = {}
 
     def made(self) -> Chosen:
+        """The three sieves. What was given and nobody could honour must not end in a plan without it."""
         steps = self.job.steps
         pool = Pool(self.search, self.rule, self.fidelity)
         counts = range(max(4, steps // 8), steps + 1) if self.rule.fewer_steps == "faster" else (steps,)
         options = self.simulated([*self.near(pool.best(counts)), *self.published()])
+        asked = [o for o in options if set(self.given) & set(o.knobs)]
+        if self.given and not any(o.simulated for o in asked):
+            raise self.refused(asked)
         best = self.best(options, pool)
         if self.rule.fewer_steps == "truer" and self.measured and not best.exact:
             rivals = self.simulated(self.near(pool.truer(best), refine=False))
@@ -250,6 +253,11 @@ class Choice:
         ranked = sorted(rest.values(), key=self.value)
         return Chosen(plan, timeline, best, tuple(ranked))
 
+    def refused(self, options: Sequence[Option]) -> PolyrhythmError:
+        """The error of the first of these."""
+        found = (self._planned(option) for option in options)
+        return next(error for error in found if isinstance(error, PolyrhythmError))
+
     def infeasible(self, options: Sequence[Option]) -> PolyrhythmError:
         reasons = [o.reason for o in options if o.reason]
         if any(o.simulated for o in options):
@@ -265,8 +273,9 @@ class Pool:
         self.shapes = [shape for shape in search.shapes if shape.exact or not rule.exact]
         given = search.given.get("warmup")
         self.warmups = np.array([given] if given else WARMUPS if fidelity else [PUBLISHED_WARMUP])
-        self.paces = np.array([shape.pace for shape in self.shapes]).reshape(-1, 3)
+        self.paces = np.array([shape.pace for shape in self.shapes]).reshape(-1, 1, 1, 4)
         self.every = np.array([shape.every for shape in self.shapes])[:, None, None]
+        self.beat = np.array([shape.every * shape.pattern.every for shape in self.shapes])[:, None, None]
         self.fresh = np.array([shape.exact for shape in self.shapes])[:, None, None]
         self.weights = np.array([rule.weigh(shape.family.devices) for shape in self.shapes])
 
@@ -275,10 +284,8 @@ class Pool:
         steps = np.array(counts)[None, None, :]
         asked = np.minimum(self.warmups[None, :, None], steps)
         first = np.where(self.fresh, 0, asked + (steps - asked) % self.every)
-        beats = (steps - first) // self.every
-        step, entry, beat = (self.paces[:, i, None, None] for i in range(3))
-        seconds = step * first + entry * np.minimum(beats, SETTLED) / SETTLED + beat * np.maximum(beats - SETTLED, 0)
-        seconds = np.where((self.every > 1) & (beats == 0), inf, seconds)
+        seconds = latency(self.paces, steps, first, self.beat)
+        seconds = np.where((self.every > 1) & (steps - first < self.every), inf, seconds)
         decibels = np.zeros(seconds.shape)
         if self.fidelity is not None:
             known: dict[tuple[Look, int], Array] = {}
@@ -296,6 +303,8 @@ class Pool:
 
     def best(self, counts: Sequence[int]) -> list[Option]:
         """The best of every shape that keeps to the rule, the fastest first; of those that take the same time the truest."""
+        if not self.shapes:
+            return []
         seconds, decibels = self.grid(counts)
         allowed = np.where(decibels >= self.rule.floor_db, seconds, inf) if self.fidelity else seconds
         least = allowed.min((1, 2), keepdims=True)

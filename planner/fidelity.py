@@ -35,7 +35,8 @@ class Look:
     """What a plan does to the picture, but for its steps and warm-up.
 
     kind: of stale context, "" if all is fresh; predicted, skipped_predicted: whether stale context and skipped
-    evaluations are predicted; bands: per branch; shares: (stride, share of the rows), one per stride.
+    evaluations are predicted; bands: per branch; shares: (stride, share of the rows), one per stride; age: steps from
+    one exchange of stale context to the next.
     """
 
     kind: str = ""
@@ -43,14 +44,11 @@ class Look:
     skipped_predicted: bool = False
     bands: int = 1
     shares: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    age: int = 1
 
     @property
     def exact(self) -> bool:
         return not self.kind and max(stride for stride, _ in self.shares) == 1
-
-    @property
-    def every(self) -> int:
-        return int(np.lcm.reduce([stride for stride, _ in self.shares]))
 
 
 def shares(rows: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, float], ...]:
@@ -97,7 +95,7 @@ class Fidelity:
         base = self.kinds.get(look.kind, max(self.kinds.values(), default=0.0))
         late = np.maximum(1 - w / k, 0.0)
         size = base + slope["steps"] * np.log(k / 50) + slope["predicted"] * look.predicted
-        size = size + slope["bands"] * np.log(2 - 2 / max(look.bands, 2)) + slope["age"] * np.log(look.every)
+        size = size + slope["bands"] * np.log(2 - 2 / max(look.bands, 2)) + slope["age"] * np.log(look.age)
         return np.asarray(np.exp(size) * late ** max(slope["late"], 0.0))
 
     def of_another(self, model: str, offset_db: float = 0.0) -> Fidelity:
@@ -129,6 +127,7 @@ def look(plan: Plan) -> Look:
         context.skipped > 0,
         bands,
         shares(*zip(*cut, strict=True)),
+        last.steps,
     )
 
 

@@ -68,12 +68,14 @@ class Place:
     def _same(self, family: Family) -> Hashable:
         """Equal for families of which one is as good as the other: the same kinds at the same places, all links alike."""
         names = family.devices
-        if len({self._link(a, b) for a, b in combinations(names, 2)}) > 1:
+        links = {self._link(a, b) for a, b in combinations(names, 2)}
+        if len(links) > 1:
             return family
         kinds = tuple(self._kind[name] for name in names)
         if family.mirrored and family.split:  # the place within the image does not count, but who is with whom does
-            return family.split, tuple(sorted(zip(*(kinds[g[0] : g[-1] + 1] for g in family.groups), strict=True)))
-        return family.split, tuple(tuple(sorted(kinds[r] for r in group)) for group in family.groups)
+            pairs = zip(*(kinds[g[0] : g[-1] + 1] for g in family.groups), strict=True)
+            return family.split, tuple(sorted(pairs)), *links
+        return family.split, tuple(tuple(sorted(kinds[r] for r in group)) for group in family.groups), *links
 
     def subsets(self) -> list[tuple[str, ...]]:
         """Sets of devices that are connected, none of them like another one."""

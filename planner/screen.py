@@ -8,6 +8,7 @@ simulator knows: contention, and transfers of one rank that delay those of anoth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from planner.beats import bundles
 from planner.cluster import Device
 from planner.cost import Cost
+from planner.errors import InputError
 from planner.ops import Parcel, Rows
 from planner.placement import Family
 from planner.wires import Array, Wires
@@ -34,7 +36,8 @@ class Pattern:
 
     fresh: kinds gathered on the spot; stale: kinds that travel behind, `bundle` stops to a transfer. reach: how many
     bands up and down keys and values go, 0.3 for that portion of the next one's; None to all. spot: all of a layer's go
-    to both neighbours and are waited for at the next layer of the same evaluation (PCPP as published).
+    to both neighbours and are waited for at the next layer of the same evaluation (PCPP as published). every: steps from
+    one exchange to the next.
     """
 
     fresh: frozenset[str] = NONE
@@ -42,6 +45,7 @@ class Pattern:
     bundle: int = 60
     reach: float | None = None
     spot: bool = False
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,6 @@ class Pace:
     step: Array
     entry: Array
     beat: Array
-
-    def seconds(self, steps: Whole, warmup: Whole, every: Whole) -> Array:
-        """Of an image of `steps` steps, `warmup` of them synchronous, the rest in beats of `every` steps."""
-        beats = (steps - warmup) // every
-        short = np.minimum(beats, SETTLED) / SETTLED
-        late = np.maximum(beats - SETTLED, 0)
-        return np.asarray(self.step * warmup + self.entry * short + self.beat * late)
 
 
 class Screen:
@@ -75,9 +72,11 @@ class Screen:
         """(granules + 1, stops): seconds from the entry to every stop, on a band of so many granules."""
         key = replace(self.cost.cluster.device(device), name=""), items
         if key not in self._tables:
-            table = np.zeros((self.granules + 1, len(self.model.stops)))
+            table = np.full((self.granules + 1, len(self.model.stops)), np.inf)
+            table[0] = 0.0
             for g in range(1, self.granules + 1):
-                table[g] = self.cost.running(device, g * self.model.granule, items)
+                with suppress(InputError):  # a band that is too far from the measured ones
+                    table[g] = self.cost.running(device, g * self.model.granule, items)
             self._tables[key] = table
         return self._tables[key]
 
@@ -105,7 +104,11 @@ class Screen:
 
 
 class Team:
-    """A family's candidates: clocks (candidates, ranks), seconds to every stop (candidates, ranks, stops)."""
+    """A family's candidates, either all with strides above 1 or none.
+
+    to: (candidates, ranks, stops) seconds to every stop. Where all meet for the noise, a step is counted from there:
+    it begins with what the step before has left, from the noise to the latent.
+    """
 
     def __init__(self, screen: Screen, family: Family, rows: Whole, strides: Whole) -> None:
         self.screen, self.family, self.rows, self.strides = screen, family, rows, strides
@@ -115,6 +118,10 @@ class Team:
         self.to = np.stack(
             [screen.running(device, self.items)[bands[:, r]] for r, device in enumerate(family.devices)], axis=1
         )
+        self.skipping = bool((strides > 1).any())
+        if not self.skipping:
+            rest = self.to[:, :, [-1]] - self.to[:, :, [-2]]
+            self.to = self.to[:, :, :-1] + rest
         self.every = np.lcm.reduce(strides, axis=1)
         self._gathered: dict[tuple[int, int, int], Array] = {}
         self.groups = [
@@ -164,20 +171,20 @@ class Team:
         """When all meet at the end of each of SETTLED + 1 beats. The last one still sends, as all but the very last do."""
         to = self._aligned(pattern.fresh)
         mine = to[:, :, -1]
-        often = self.every[:, None] // self.strides
-        skipping = (self.strides > 1).any(1)
-        between = (often - 1) * (mine + self._pairs()[:, None])
-        meeting = np.where(skipping, self._latent() + self._pairs(), self._noise())
+        between = (self.every[:, None] // self.strides - 1) * (mine + self._pairs()[:, None])
+        # Steps without an exchange: all meet for the noise, as in any other.
+        between = between + (pattern.every - 1) * (mine.max(1) + self._noise())[:, None]
+        meeting = self._latent() + self._pairs() if self.skipping else self._noise()
         letters = [self._letters(pattern, group, wires) for group, wires in self.groups]
         due: list[dict[int, Array]] = [{} for _ in letters]  # when each letter of the last beat arrives
-        clock = np.zeros(mine.shape)
+        clock = np.zeros_like(mine)
         ends: list[Array] = []
         for _ in range(SETTLED + 1):
             for (group, _), mail, done in zip(self.groups, letters, due, strict=True):
                 clock[:, group] = _evaluate(clock[:, group], to[:, group], between[:, group], mail, done)
             slowest = clock.max(1) + meeting
             ends.append(slowest)
-            clock = np.repeat(slowest[:, None], clock.shape[1], axis=1)
+            clock = np.zeros_like(mine) + slowest[:, None]
         return ends
 
     def _letters(self, pattern: Pattern, group: slice, wires: Wires) -> list[_Letter]:
@@ -205,12 +212,12 @@ class Team:
         """Seconds of the link and of the caller: gathered by all, or only what neighbours need and they alone."""
         if pattern.reach is None or pattern.spot:
             nbytes = self._bytes(parcel.stops, group)
-            return wires.gather(nbytes), wires.calls(nbytes)
+            return wires.gather(nbytes, posted=True), wires.calls(nbytes)
         kv, halo, stat = (
             self._bytes(tuple(s for s in parcel.stops if self.model.stops[s].kind == kind), group)
             for kind in ("kv", "halo", "stat")
         )
-        link, own = wires.gather(stat), wires.calls(stat)
+        link, own = (wires.gather(stat, posted=True), wires.calls(stat)) if stat.any() else (np.zeros(len(stat)), np.zeros(stat.shape))
         for distance in range(1, min(max(ceil(pattern.reach), 1), wires.ranks - 1) + 1):
             seen = min(max(pattern.reach - (distance - 1), 0.0), 1.0)
             nbytes = kv * seen + (halo / 2 if distance == 1 else 0.0)
@@ -228,7 +235,7 @@ class Team:
         """(candidates, ranks of the group): bytes of each one's own tensors."""
         per_row, fixed = self.screen.elements(stops)
         size = (items or self.items) * self.screen.job.element_bytes
-        return (self.rows[:, group] * per_row + fixed) * size
+        return np.asarray((self.rows[:, group] * per_row + fixed) * size, float)
 
     def _noise(self) -> Array:
         """Seconds of everybody's gather of the noise."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement, product
 from math import inf, lcm
+from typing import Any
 
 import numpy as np
 
@@ -19,21 +20,29 @@ from planner.cost import Cost
 from planner.errors import Infeasible, InputError
 from planner.fidelity import Look, kind_of, shares
 from planner.placement import Family, Place
-from planner.screen import Pattern, Screen, Team
+from planner.screen import SETTLED, Pattern, Screen, Team
 from planner.space import TABLE, Entry, Knobs, bands, same_for
-from planner.steps import STRIDES, synchronous
+from planner.steps import STRIDES, nearest, synchronous
 from planner.tiling import tile
 from planner.wires import Array
 
-MOST_VECTORS = 48  # of strides, per family
+EVERY_VECTOR = 4  # devices up to which every vector of strides is looked at
+MOST_VECTORS = 48  # of more, per family
 WARMUPS = (1, 2, 3, 5, 8, 12)
 PUBLISHED_WARMUP = 5
 STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial"}  # stadi chooses by these itself
 
 
+Seconds = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A candidate but for its warm-up and steps. pace: seconds of a synchronous step, the first beats, a beat more."""
+    """A candidate but for its warm-up and steps.
+
+    pace: seconds of a synchronous step, of what the last of these takes more on the bands that follow, of the first
+    SETTLED beats after it, and of a beat more.
+    """
 
     scheme: str
     knobs: Knobs
@@ -42,7 +51,7 @@ class Shape:
     strides: tuple[int, ...]
     pattern: Pattern
     exact: bool
-    pace: tuple[float, float, float]
+    pace: Seconds
 
     @property
     def every(self) -> int:
@@ -58,6 +67,7 @@ class Shape:
             self.knobs.get("skipped") == "predict",
             bands,
             shares(self.rows, self.strides),
+            self.every * self.pattern.every,
         )
 
     def arguments(self, warmup: int) -> Knobs:
@@ -69,10 +79,15 @@ class Shape:
 
 
 class Search:
-    """All shapes for a job on a cluster. given: knobs that the user has fixed; limits: most granules, by device."""
+    """All shapes for a job on a cluster.
 
-    def __init__(self, cost: Cost, given: Knobs, limits: dict[str, int] | None = None) -> None:
+    given: knobs that the user has fixed; limits: most granules, by device; bold: also what only somebody should try who
+    knows what it does to the picture.
+    """
+
+    def __init__(self, cost: Cost, given: Knobs, limits: dict[str, int] | None = None, bold: bool = True) -> None:
         self.cost, self.given, self.job, self.model = cost, given, cost.job, cost.model
+        self.bold = bold
         self.screen = Screen(cost)
         self.limits = limits or {}
         items = self.job.batch * len(self.job.branches)
@@ -90,7 +105,9 @@ class Search:
         """Those that what is given leaves: rows and strides are for all devices in the cluster's order."""
         named = tuple(device.name for device in self.cost.cluster.devices)
         if "rows" in self.given or "strides" in self.given:
-            return [Family(named, self.given.get("split"))]
+            split = self.given.get("split")
+            fits = split is None or (sum(split) == len(named) and len(split) == len(self.job.branches) and min(split) > 0)
+            return [Family(named, split)] if fits and self.place.connected(named) else []
         found = self.place.families(len(self.job.branches), self.screen.granules)
         if "split" in self.given:
             return [family for family in found if family.split == self.given["split"]]
@@ -121,10 +138,11 @@ class Search:
         strided: bool,
     ) -> Iterator[Shape]:
         team = self.team(family, cuts)
-        done: dict[Pattern, list[tuple[float, float, float]]] = {}
+        warm = self.warm(family) if strided else None
+        done: dict[Pattern, list[Seconds]] = {}
         for name, entry in entries.items():
             seen: set[tuple[Pattern, str]] = set()
-            for knobs in entry.variants(self._taken(name)):
+            for knobs in entry.variants(self._taken(name), self.bold):
                 if entry.strides and not strided and "strides" not in self.given and name != "distrifusion":
                     continue  # all strides 1 is distrifusion with these rows
                 assert entry.pattern is not None
@@ -134,9 +152,14 @@ class Search:
                     continue
                 seen.add((pattern, repr(rest)))
                 if pattern not in done:
-                    done[pattern] = paces(team, pattern)
+                    done[pattern] = paces(team, pattern, warm)
                 for (rows, vector), pace in zip(cuts, done[pattern], strict=True):
                     yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace)
+
+    def warm(self, family: Family) -> float | None:
+        """Seconds of a synchronous step on the bands that are best for that, which strides may then leave."""
+        rows = self._rows(family, (1,) * family.ranks)
+        return float(self.team(family, [(rows[0], (1,) * family.ranks)]).step[0]) if rows else None
 
     def team(self, family: Family, cuts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Team:
         return self.screen.team(family, np.array([rows for rows, _ in cuts]), np.array([s for _, s in cuts]))
@@ -166,13 +189,18 @@ class Search:
     def _strides(self, family: Family) -> list[tuple[int, ...]]:
         """Stride vectors: all 1, and where the scheme takes them, longer ones for slower devices."""
         if "strides" in self.given:
-            return [tuple(self.given["strides"])]
+            given = tuple(self.given["strides"])
+            return [given] if len(given) == family.ranks and min(given) == 1 and family.mirrored else []
         ones = (1,) * family.ranks
         if not (bands(family) and family.mirrored):
             return [ones]
         speeds = [max(team) for team in self._teams(family)]
         groups = 1 if family.split is None else len(family.split)
-        return [ones, *(vector * groups for vector in vectors(speeds))]
+        found = vectors(speeds)
+        if not self.bold:  # nobody skips more than its speed suggests
+            most = [nearest(min(speeds) / seconds) for seconds in speeds]
+            found = [v for v in found if max(v) == 2 and all(r <= limit for r, limit in zip(v, most, strict=True))]
+        return [ones, *(vector * groups for vector in found)]
 
     def _teams(self, family: Family) -> list[tuple[float, ...]]:
         """Seconds of the whole image of the devices that share a band."""
@@ -183,7 +211,7 @@ class Search:
     def _rows(self, family: Family, strides: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Cuts: as given, or elastic, or (equal strides only) even as well; none where it does not fit."""
         if "rows" in self.given:
-            return [tuple(self.given["rows"])]
+            return [self.given["rows"]] if self._right(family, self.given["rows"]) else []
         try:
             elastic = self._elastic(family, strides)
         except InputError:
@@ -194,6 +222,13 @@ class Search:
         level = tuple(h for size in sizes for h in even(self.screen.height, size, self.model.granule))
         fits = all(h // self.model.granule <= self.limits.get(d, 10**9) for h, d in zip(level, family.devices, strict=True))
         return list(dict.fromkeys((elastic, level) if fits else (elastic,)))
+
+    def _right(self, family: Family, rows: Sequence[int]) -> bool:
+        """Whether given rows are whole granules that make the whole image in every group."""
+        unit = self.model.granule
+        heights = [sum(rows[r] for r in group) for group in family.groups] if len(rows) == family.ranks else []
+        whole = all(h >= unit and h % unit == 0 for h in rows)
+        return whole and heights == [self.screen.height] * len(family.groups)
 
     def _elastic(self, family: Family, strides: tuple[int, ...]) -> tuple[int, ...]:
         unit, every = self.model.granule, lcm(*strides)
@@ -221,7 +256,7 @@ class Search:
         if max(sizes) > self.screen.granules or not self.place.connected(family.devices):
             return None
         rows = knobs.get("rows") or tuple(h for n in sizes for h in even(self.screen.height, n, self.model.granule))
-        if len(rows) != family.ranks:
+        if not self._right(family, rows):
             return None
         ones = (1,) * family.ranks
         (pace,) = paces(self.team(family, [(rows, ones)]), same_for(self._kinds, entry.pattern(knobs)))
@@ -239,7 +274,8 @@ class Search:
             moves = list(self._moves(best))
             if not moves:
                 return best
-            found = paces(self.team(best.family, [(rows, best.strides) for rows in moves]), best.pattern)
+            warm = self.warm(best.family) if max(best.strides) > 1 else None
+            found = paces(self.team(best.family, [(rows, best.strides) for rows in moves]), best.pattern, warm)
             tried = [replace(best, rows=rows, pace=pace) for rows, pace in zip(moves, found, strict=True)]
             fastest = min(tried, key=lambda shape: self.seconds(shape, steps, warmup))
             if self.seconds(fastest, steps, warmup) >= seconds * (1 - 1e-9):
@@ -268,28 +304,42 @@ class Search:
 
     def seconds(self, shape: Shape, steps: int, warmup: int) -> float:
         """Estimated latency."""
-        step, entry, beat = shape.pace
         first = 0 if shape.exact else synchronous(steps, warmup, shape.every)
-        beats = (steps - first) // shape.every
-        return step * first + entry * min(beats, 3) / 3 + beat * max(beats - 3, 0)
+        return float(latency(np.array([shape.pace]), steps, first, shape.every * shape.pattern.every)[0])
+
+
+def latency(pace: Array, steps: Any, first: Any, every: Any) -> Array:
+    """Seconds of images of `steps` steps, `first` of them synchronous, the rest in beats of `every`.
+
+    pace: (..., 4) as in `Shape`. What is left of a beat counts by its share.
+    """
+    step, cut, entry, beat = (pace[..., i] for i in range(4))
+    beats = (steps - first) / every
+    late = entry * np.minimum(beats, SETTLED) / SETTLED + beat * np.maximum(beats - SETTLED, 0)
+    return np.asarray(step * first + cut * (np.asarray(first) > 0) + late)
 
 
 def _at(curve: Array, unit: int, rows: int) -> float:
     return float(curve[rows // unit])
 
 
-def paces(team: Team, pattern: Pattern) -> list[tuple[float, float, float]]:
-    """Per candidate of the team, as plain numbers."""
+def paces(team: Team, pattern: Pattern, warm: float | None = None) -> list[Seconds]:
+    """Per candidate of the team, as plain numbers. warm: seconds of a synchronous step, if on other bands."""
     found = team.pace(pattern)
-    return list(zip(found.step.tolist(), found.entry.tolist(), found.beat.tolist(), strict=True))
+    steps = found.step.tolist()
+    first = [(warm, step - warm) if warm is not None else (step, 0.0) for step in steps]
+    return [(*a, entry, beat) for a, entry, beat in zip(first, found.entry.tolist(), found.beat.tolist(), strict=True)]
 
 
 def vectors(seconds: Sequence[float], strides: Sequence[int] = STRIDES) -> list[tuple[int, ...]]:
-    """Strides that never fall from the fastest device to the slowest, the fastest's being 1 and not all of them 1.
+    """Stride vectors of which some is 1 and some is not: of few devices all (rows come in granules, so that even a fast
+    device may do best with the longer stride), of more those that never fall from the fastest to the slowest.
 
     Of many devices only such that change where the speed does, or (still too many) in a few places.
     """
     order = sorted(range(len(seconds)), key=lambda i: seconds[i])
+    if len(order) <= EVERY_VECTOR:
+        return [vector for vector in product(sorted(strides), repeat=len(order)) if min(vector) == 1 < max(vector)]
     ranked = [seconds[i] for i in order]
     places = list(range(1, len(order)))  # where the next longer stride may begin; len(order) is nowhere
     if len(places) > 8:
@@ -297,7 +347,7 @@ def vectors(seconds: Sequence[float], strides: Sequence[int] = STRIDES) -> list[
         places = places if len(places) <= 8 else [places[len(places) * k // 8] for k in range(8)]
     found: dict[tuple[int, ...], None] = {}
     longer = sorted(set(strides) - {1})
-    for starts in combinations_with_order([*places, len(order)], len(longer)):
+    for starts in combinations_with_replacement([*places, len(order)], len(longer)):
         vector = [1] * len(order)
         for start, stride in zip(starts, longer, strict=True):
             for place in order[start:]:
@@ -305,10 +355,3 @@ def vectors(seconds: Sequence[float], strides: Sequence[int] = STRIDES) -> list[
         if max(vector) > 1:
             found[tuple(vector)] = None
     return list(found)[:MOST_VECTORS]
-
-
-def combinations_with_order(places: Sequence[int], count: int) -> Iterator[tuple[int, ...]]:
-    """Nondecreasing picks of `count` places."""
-    from itertools import combinations_with_replacement
-
-    return combinations_with_replacement(places, count)

@@ -8,7 +8,7 @@ is estimated. A scheme without a pattern is not estimated but simulated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -24,21 +24,23 @@ Grid = dict[str, tuple[Any, ...]]  # values to try, by knob
 class Entry:
     """How the search uses a scheme.
 
-    fits: families it makes sense on; grids: the knobs' values, of each grid every combination; exact: whether the
-    picture is the single device's; cut, strides: whether it takes `rows` (and `split`), `strides`; pattern: see above.
+    fits: families it makes sense on; grids: the knobs' values, of each grid every combination; bold: more of them, for
+    somebody who knows what they do to the picture; exact: whether the picture is the single device's; cut, strides:
+    whether it takes `rows` (and `split`), `strides`; pattern: see above.
     """
 
     fits: Callable[[Family], bool]
     grids: tuple[Grid, ...] = ({},)
+    bold: tuple[Grid, ...] = ()
     exact: Callable[[Knobs], bool] = lambda knobs: False
     cut: bool = False
     strides: bool = False
     pattern: Callable[[Knobs], Pattern] | None = None
 
-    def variants(self, given: Knobs) -> Iterator[Knobs]:
+    def variants(self, given: Knobs, bold: bool = True) -> Iterator[Knobs]:
         """Every combination of knobs once; what is given takes the place of what would be tried."""
         seen = []
-        for grid in self.grids:
+        for grid in (*self.grids, *(self.bold if bold else ())):
             fixed = grid | {name: (value,) for name, value in given.items()}
             for values in product(*fixed.values()):
                 knobs = dict(zip(fixed, values, strict=True))
@@ -62,14 +64,15 @@ def bands(family: Family) -> bool:
 
 def displaced(knobs: Knobs) -> Pattern:
     mode = MODES[knobs.get("mode", "corrected_async_gn")]
-    return Pattern(mode.fresh, mode.stale, knobs.get("bundle", 60))
+    return Pattern(mode.fresh, mode.stale, knobs.get("bundle", 60), every=knobs.get("every", 1))
 
 
 def partial(knobs: Knobs) -> Pattern:
     mode, whole = MODES[knobs.get("mode", "corrected_async_gn")], knobs.get("send", "whole") == "whole"
     portion = knobs.get("portion", 0.3)
     reach = max(portion) if isinstance(portion, tuple) else portion
-    return Pattern(mode.fresh, mode.stale, knobs.get("bundle") or (20 if whole else 60), float(reach), spot=whole)
+    size = knobs.get("bundle") or (20 if whole else 60)
+    return Pattern(mode.fresh, mode.stale, size, float(reach), spot=whole, every=knobs.get("every", 1))
 
 
 def alone(knobs: Knobs) -> Pattern:
@@ -84,16 +87,19 @@ def always(knobs: Knobs) -> bool:
     return True
 
 
-STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": ("hold", "predict")}
+STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": ("hold",)}
+PREDICTED = STALE | {"context": ("predict",)}
+NEEDED: Grid = {"send": ("needed",), "portion": (0.3, 0.6), "bundle": (60, 20), "context": ("hold", "predict")}
 
 TABLE: dict[str, Entry] = {
     "single": Entry(one, exact=always, pattern=alone),
     "cfg": Entry(one_per_branch, exact=always, pattern=alone),
     "distrifusion": Entry(
         bands,
+        ({"mode": ("full_sync",)}, STALE),
         (
-            {"mode": ("full_sync",)},
-            STALE,
+            PREDICTED,
+            PREDICTED | {"every": (2,)},
             {"mode": ("sync_gn", "separate_gn"), "context": ("hold", "predict")},
             {"mode": ("no_sync",)},
         ),
@@ -103,15 +109,15 @@ TABLE: dict[str, Entry] = {
     ),
     "pcpp": Entry(
         bands,
-        (
-            {"send": ("needed",), "portion": (0.3, 0.6), "bundle": (60, 20), "context": ("hold", "predict")},
-        ),
+        (NEEDED | {"portion": (0.3,), "context": ("hold",)},),
+        (NEEDED, NEEDED | {"portion": (0.3,), "context": ("predict",), "every": (2,)}),
         cut=True,
         pattern=partial,
     ),
     "stadi": Entry(
         bands,
-        (STALE | {"skipped": ("hold", "predict")},),
+        (STALE | {"skipped": ("hold",)},),
+        (STALE | {"context": ("hold", "predict"), "skipped": ("hold", "predict")},),
         cut=True,
         strides=True,
         pattern=displaced,
@@ -125,4 +131,4 @@ PUBLISHED: dict[str, tuple[Knobs, ...]] = {"stadi": ({}, {"thresholds": (0.75, 0
 def same_for(kinds: Iterable[str], pattern: Pattern) -> Pattern:
     """The pattern on a model that has tensors of these kinds only: many modes are one there."""
     there = frozenset(kinds) & ALL
-    return Pattern(pattern.fresh & there, pattern.stale & there, pattern.bundle, pattern.reach, pattern.spot)
+    return replace(pattern, fresh=pattern.fresh & there, stale=pattern.stale & there)

@@ -85,6 +85,15 @@ def _longest(most: Sequence[int], remaining: int, strides: Sequence[int]) -> Ite
             yield tuple(max(r for r in useful if r <= limit and lcm % r == 0) for limit in most)
 
 
+def lost(strides: Sequence[int], rows: Sequence[int]) -> float:
+    """What strides cost the picture: r^2 - 1, the mean over rows. 0 is nothing, 3 is every second step skipped everywhere.
+
+    The error of a sampler of first order grows with its step, so the squared error with the square. `allocate` takes it
+    into account where `predicted` is made dearer by a price times it.
+    """
+    return sum((stride**2 - 1) * count for stride, count in zip(strides, rows, strict=True)) / sum(rows)
+
+
 def latency(steps: int, warmup: int, strides: Sequence[int], warm: Sequence[float], after: Sequence[float]) -> float:
     """Predicted seconds of an image's compute.
 

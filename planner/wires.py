@@ -21,22 +21,23 @@ class Wires:
         self.inverse = np.array([[1 / link.bytes_per_second if link else 0.0 for link in row] for row in links])
         self.latency = np.array([[link.latency_seconds if link else 0.0 for link in row] for row in links])
         kinds = {link.kind for row in links for link in row if link}
-        table = cost.profile.message_table(kinds.pop(), self.ranks) if len(kinds) == 1 else None
+        table = cost.profile.nearest_messages(kinds.pop(), self.ranks) if len(kinds) == 1 else None
         self.table = None if table is None else _sampled(table)
 
-    def gather(self, nbytes: Array) -> Array:
-        """Everybody's to everybody: the slowest receiver's."""
+    def gather(self, nbytes: Array, posted: bool = False) -> Array:
+        """Everybody's to everybody: the slowest receiver's. posted: without what the rank itself spends to start it."""
         if self.ranks < 2:
             return np.zeros(len(nbytes))
         if self.table is not None:
-            return np.asarray(self._measured(nbytes.sum(1, keepdims=True) - nbytes, "total").max(1))
+            what = "link" if posted else "total"
+            return np.asarray(self._measured(nbytes.sum(1, keepdims=True) - nbytes, what).max(1))
         return np.asarray((nbytes @ self.inverse + self.latency.max(0)).max(1))
 
     def along(self, nbytes: Array, *distances: int) -> Array:
         """Everybody's to who is so many places further on (back, if negative), to all of these at once."""
         near = sum(np.eye(self.ranks, k=distance) for distance in distances)
         if self.table is not None:
-            return np.asarray(self._measured(nbytes @ near, "total").max(1))
+            return np.asarray(self._measured(nbytes @ near, "link").max(1))
         return np.asarray((nbytes @ (near * self.inverse) + (near * self.latency).max(0)).max(1))
 
     def calls(self, nbytes: Array) -> Array:
@@ -53,14 +54,14 @@ class Wires:
 
 def _sampled(table: MessageTable) -> dict[str, Array] | None:
     """The table at its own sizes and beyond, wherever it has an answer; straight lines in between."""
-    sizes = sorted({1, *table.nbytes, *(max(table.nbytes) * 2**k for k in range(1, 8))})
+    sizes = sorted({1, *table.nbytes, *(max(table.nbytes) * 2**k for k in range(1, 5))})
     found = []
     for size in sizes:
         try:
             post, total, hidden, *_ = table.at(size)
         except InputError:
             continue
-        found.append((size, post, total, hidden))
+        found.append((size, post, total, total - post, hidden))
     if not found:
         return None
-    return dict(zip(("nbytes", "post", "total", "hidden"), np.array(found, float).T, strict=True))
+    return dict(zip(("nbytes", "post", "total", "link", "hidden"), np.array(found, float).T, strict=True))

@@ -6,7 +6,7 @@ What is wrong is a `PolyrhythmError`, whose `exit_code` is what the command line
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +22,9 @@ from planner.plan import Plan
 from planner.profile import Profile
 from planner.schemes import SCHEMES
 from planner.timeline import Timeline
-from planner.volume import Volume, volume
+from planner.volume import volume
 from polyrhythm import planfile, why
+from polyrhythm.choosing import Alternative, Planned, Wish, chosen
 from sim.run import run as perform
 from traces.hints import did_you_mean, unknown
 from traces.store import load_model
@@ -214,46 +215,26 @@ def need_torch() -> None:
 # plan, explain.
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """A candidate. predicted_seconds is None where it cannot be done; then `reason` says why."""
-
-    scheme: str
-    knobs: dict[str, Any]
-    predicted_seconds: float | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A checked plan, its cluster, its simulated timeline and its traffic; `candidates` if `auto` chose it."""
-
-    plan: Plan
-    cluster: Cluster
-    timeline: Timeline
-    volume: Volume
-    candidates: tuple[Alternative, ...] = ()
-
-    @property
-    def predicted_seconds(self) -> float:
-        return self.timeline.latency_seconds
-
-    def to_json(self) -> dict[str, Any]:
-        document = planfile.document(self.plan, self.cluster)
-        document |= {"predicted_seconds": self.predicted_seconds, "provenance": self.timeline.provenance}
-        document["volume"] = self.volume.to_json()
-        return document | ({"candidates": [asdict(c) for c in self.candidates]} if self.candidates else {})
-
-
-def plan(cluster: Cluster, job: Job, scheme: str = AUTO, profile: Profile | None = None, **knobs: Any) -> Planned:
-    """The plan of one scheme with its knobs, or under `auto` the candidate that is simulated fastest.
+def plan(
+    cluster: Cluster,
+    job: Job,
+    scheme: str = AUTO,
+    profile: Profile | None = None,
+    *,
+    wish: Wish | None = None,
+    **knobs: Any,
+) -> Planned:
+    """The plan of one scheme with its knobs, or under `auto` the fastest there is that is what is wished for.
 
     With `auto` a knob goes to every scheme that takes it. Raises UsageError for a knob that is not taken, InputError
     and Infeasible where scheme, job and cluster do not fit, PlanError if the plan must not run.
     """
     model = load_model(job.model)
     if scheme == AUTO:
-        return _fastest(model, job, cluster, profile, knobs)
+        check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
+        return chosen(model, job, cluster, profile, knobs, wish or Wish())
+    if wish is not None:
+        raise UsageError(f"fidelity is weighed where the scheme is chosen; leave out --scheme {scheme}")
     return _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
 
 
@@ -315,39 +296,6 @@ def _priced(made: Plan, model: Model, cluster: Cluster, profile: Profile | None)
     return Planned(made, cluster, _simulated(made, model, cluster, profile).timeline, volume(made, model))
 
 
-def _fastest(model: Model, job: Job, cluster: Cluster, profile: Profile | None, knobs: dict[str, Any]) -> Planned:
-    check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
-    tried = [_try(*candidate, model, job, cluster, profile) for candidate in _candidates(job, cluster, knobs)]
-    asked = [result for alternative, result in tried if alternative.knobs or not knobs]
-    # A knob that nobody could honour must not end in a plan without it.
-    if not any(isinstance(result, Planned) for result in asked):
-        raise next(result for result in asked if isinstance(result, PolyrhythmError))
-    done = [result for _, result in tried if isinstance(result, Planned)]
-    best = min(done, key=lambda planned: planned.predicted_seconds)
-    return replace(best, candidates=tuple(alternative for alternative, _ in tried))
-
-
-def _candidates(job: Job, cluster: Cluster, knobs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Schemes, each with the knobs it takes; those that can divide the guidance branches among groups also do that."""
-    half, odd = divmod(len(cluster.devices), 2)
-    for scheme in SCHEMES:
-        taken = knobs_of(scheme)
-        own = {name: value for name, value in knobs.items() if name in taken}
-        yield scheme, own
-        if "split" in taken and "split" not in own and len(job.branches) == 2 and half >= 2 and not odd:
-            yield scheme, own | {"split": (half, half)}
-
-
-def _try(
-    scheme: str, knobs: dict[str, Any], model: Model, job: Job, cluster: Cluster, profile: Profile | None
-) -> tuple[Alternative, Planned | PolyrhythmError]:
-    try:
-        planned = _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
-    except PolyrhythmError as error:
-        return Alternative(scheme, knobs, None, str(error)), error
-    return Alternative(scheme, knobs, planned.predicted_seconds), planned
-
-
 @dataclass(frozen=True)
 class Explanation:
     """Why a plan takes as long as it does.
@@ -385,7 +333,7 @@ def explain(planned: Planned, profile: Profile | None = None) -> Explanation:
     model = load_model(made.job.model)
     cost = Cost(model, made.job, cluster, profile)
     free = perform(made, model, _free(cluster), profile and replace(profile, messages=()))
-    tried = (_try(*candidate, model, made.job, cluster, profile) for candidate in _candidates(made.job, cluster, {}))
+    others = planned.candidates or chosen(model, made.job, cluster, profile, {}).candidates
     ranks = why.shares(planned.timeline)
     return Explanation(
         planned=planned,
@@ -393,7 +341,7 @@ def explain(planned: Planned, profile: Profile | None = None) -> Explanation:
         ranks=ranks,
         perfect_split_seconds=why.perfect_split_seconds(cost, made.job.steps),
         free_transfers_seconds=free.latency_seconds,
-        alternatives=planned.candidates or tuple(alternative for alternative, _ in tried),
+        alternatives=others,
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.profile import Profile
     from planner.timeline import Timeline
-    from polyrhythm.api import Planned
+    from polyrhythm.choosing import Planned
 
 BUG, USAGE, INFEASIBLE, ABOVE, INTERRUPTED = 1, 2, 4, 9, 130
 # click's base of all errors in how a command was called; typer brings its own copy of click or uses the installed one.
@@ -176,6 +176,9 @@ def scheme(
     spatial: Annotated[bool | None, typer.Option(help="Let rows follow the speeds.")] = None,
     exclude: Annotated[bool | None, typer.Option(help="Leave out devices that only slow the others.")] = None,
     allowed: Annotated[str | None, typer.Option(metavar="1,2,4", help="Strides to choose from.")] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="0.1", help="How much slower a plan may be for fewer skipped evaluations.")
+    ] = None,
     thresholds: Annotated[
         str | None, typer.Option(metavar="0.75,0.25", help="Choose strides by these shares of the fastest speed.")
     ] = None,

@@ -14,7 +14,8 @@ from traces.files import format_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyrhythm.api import Alternative, Catalog, Explanation, Fitted, Measured, Performance, Planned
+    from polyrhythm.api import Catalog, Explanation, Fitted, Measured, Performance
+    from polyrhythm.choosing import Alternative, Planned
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from traces.compare import Comparison
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 120  # where the output is not a terminal
 DASH = "-"
+SHOWN = 12  # candidates
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -129,7 +131,7 @@ def _plan(result: Planned, console: Console) -> None:
     _table(console, "", columns, rows)
     _predicted(result)
     if result.candidates:
-        _alternatives("auto: the fastest of these by simulation (fidelity is not weighed)", result.candidates, console)
+        _alternatives("auto: the fastest of these by simulation", result.candidates, console)
 
 
 def _predicted(result: Planned) -> None:
@@ -137,14 +139,29 @@ def _predicted(result: Planned) -> None:
     print(f"{result.plan.scheme}: predicted {seconds(result.predicted_seconds)} ({said})")
 
 
-def _alternatives(title: str, alternatives: Iterable[Alternative], console: Console) -> None:
+def _alternatives(title: str, alternatives: Sequence[Alternative], console: Console) -> None:
+    """The best, with what it costs the picture; those that cannot be done at the end."""
     ranked = sorted(alternatives, key=lambda a: (a.predicted_seconds is None, a.predicted_seconds))
-    rows = [(_named(a), seconds(a.predicted_seconds), a.reason.split("\n")[0]) for a in ranked]
-    _table(console, title, ("scheme", "predicted", "why not"), rows)
+    able = [a for a in ranked if a.predicted_seconds is not None]
+    rows = [(_named(a), _told(a), _picture(a), len(a.devices), "") for a in able[:SHOWN]]
+    rows += [(_named(a), DASH, DASH, len(a.devices), a.reason.split("\n")[0]) for a in ranked[len(able) :]]
+    _table(console, title, ("scheme", "predicted", "picture", "devices", "why not"), rows)
+    if len(able) > SHOWN:
+        print(f"and {len(able) - SHOWN} more in --json")
+
+
+def _told(alternative: Alternative) -> str:
+    return ("" if alternative.simulated else "about ") + seconds(alternative.predicted_seconds)
+
+
+def _picture(alternative: Alternative) -> str:
+    if alternative.exact:
+        return "the same"
+    return DASH if alternative.psnr_db is None else f"{alternative.psnr_db:.1f} dB"
 
 
 def _named(alternative: Alternative) -> str:
-    knobs = [f"{name} {_value(value)}" for name, value in alternative.knobs.items()]
+    knobs = [f"{name} {_value(value)}" for name, value in alternative.knobs.items() if value is not None]
     return " ".join([alternative.scheme, *knobs])
 
 

@@ -215,7 +215,7 @@ def test_who_updates_what():
     ],
 )
 def test_phases_of_long_and_short_jobs(steps, expected):
-    assert beats(World((1, 0.25), steps=steps).plan(stadi)) == expected
+    assert beats(World((1, 0.25), steps=steps).plan(stadi, price=0)) == expected
 
 
 def test_warm_up_of_one_step_is_on_the_new_bands():

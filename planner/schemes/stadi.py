@@ -29,7 +29,7 @@ from planner.ops import Op
 from planner.plan import Context, Phase, Plan
 from planner.schemes.distrifusion import ALL, MODES, Mode, displaced
 from planner.schemes.single import single
-from planner.steps import STRIDES, allocate, beat, latency, rounded, synchronous, three_way
+from planner.steps import STRIDES, allocate, beat, latency, lost, rounded, synchronous, three_way
 from planner.tiling import tile
 from planner.timeline import Seen
 
@@ -51,6 +51,7 @@ def stadi(
     spatial: bool = True,
     split: tuple[int, ...] | None = None,
     allowed: tuple[int, ...] = STRIDES,
+    price: float = 0.1,
     thresholds: tuple[float, float] | None = None,
     bundle: int = 60,
     exclude: bool = True,
@@ -65,11 +66,13 @@ def stadi(
     warmup: synchronous steps, lengthened so that whole beats remain; mode: one of distrifusion's MODES, of which
     those that exchange in every step (full_sync, sync_gn) keep all strides 1.
     temporal, spatial: whether strides and heights follow the devices' speeds; else all are 1 and even.
-    rows, strides: one per device in the cluster's order, in place of what would be chosen.
+    rows, strides: one per device in the cluster's order, in place of what would be chosen; where strides are above 1
+    the rows are those after the warm-up, in which everybody takes every step.
     split: devices per guidance branch. With (n, n), one device of each branch share a band and a stride, paired
     by speed; with unequal numbers each branch is tiled on its own and all strides are 1.
-    allowed: strides to choose from; thresholds: (0.75, 0.25) allots them by `steps.three_way`, the published
-    setting as far as we can tell, which also says who is left out.
+    allowed: strides to choose from; price: how much longer an image may take, as a share, for every unit of
+    `steps.lost` that it is truer for (ours: 0.1 makes stride 4 rare; 0 counts seconds only). thresholds: (0.75, 0.25)
+    allots them by `steps.three_way`, the published setting as far as we can tell, which also says who is left out.
     exclude: leave out devices that only slow the others, down to one device alone; not where rows or strides are
     given. bundle, bessel, equal_weights, context, damping: as in `distrifusion`.
     skipped: a device of stride above 1 holds its last evaluation for the steps between (`hold`), or predicts those it
@@ -88,7 +91,7 @@ def stadi(
     after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None
-    task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, thresholds, exclude)
+    task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude)
     choice = _choose(task, _taking_part(task, cluster))
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
@@ -112,7 +115,7 @@ def stadi(
 
 @dataclass(frozen=True)
 class Choice:
-    """Who does what. Per rank: device, rows in the warm-up (`warm`) and after it, stride. seconds: predicted."""
+    """Who does what. Per rank: device, rows in the warm-up (`warm`) and after it, stride. seconds: predicted and priced."""
 
     devices: tuple[str, ...]
     split: tuple[int, ...] | None
@@ -186,6 +189,7 @@ class Task:
     spatial: bool
     split: tuple[int, ...] | None
     allowed: tuple[int, ...]
+    price: float
     thresholds: tuple[float, float] | None
     exclude: bool
 
@@ -305,17 +309,24 @@ def _fewest(task: Task, teams: tuple[Team, ...]) -> Choice:
 def _share(task: Task, teams: tuple[Team, ...]) -> Choice:
     """Strides and rows of exactly these teams, chosen together."""
     curves = [team.seconds for team in teams]
-    warm = _bands(task, curves)
 
     @cache
     def after(strides: tuple[int, ...]) -> tuple[int, ...]:
         return _bands(task, [_times(beat(strides) // r, curve) for r, curve in zip(strides, curves, strict=True)])
 
     @cache
+    def before(strides: tuple[int, ...]) -> tuple[int, ...]:
+        """In the warm-up everybody takes every step; rows that are given for strides are for afterwards."""
+        return _bands(replace(task, rows=None) if max(strides) > 1 else task, curves)
+
+    @cache
     def predicted(strides: tuple[int, ...]) -> float:
-        return latency(task.job.steps, task.warmup, strides, _seconds(curves, warm), _seconds(curves, after(strides)))
+        warm, rows = _seconds(curves, before(strides)), after(strides)
+        seconds = latency(task.job.steps, task.warmup, strides, warm, _seconds(curves, rows))
+        return seconds * (1 + task.price * lost(strides, rows))
 
     strides = _strides(task, curves, predicted)
+    warm = before(strides)
     size = len(teams[0].devices)
     devices = tuple(team.devices[branch] for branch in range(size) for team in teams)
     split = None if size == 1 else (len(teams),) * size

@@ -1,0 +1,157 @@
+"""The choice: against everything there is on small clusters, and with sense on any."""
+
+from dataclasses import replace
+from itertools import combinations, product
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import polyrhythm as pr
+from planner.choose import choose
+from planner.cluster import Cluster, Device, Link
+from planner.cost import Cost
+from planner.errors import PolyrhythmError
+from planner.job import Job
+from planner.model import Part
+from planner.schemes import SCHEMES
+from planner.search import vectors
+from planner.steps import nearest
+from sim.run import run
+from tests import small
+
+MODEL = replace(small.MODEL, parts=tuple(Part(per_own=2.0 + i, fixed=6.0 * i, kernels=1) for i in range(5)))
+STEPS = 12
+
+
+def cluster_of(speeds, rates):
+    """Devices of these speeds (1 is 4 MFLOP/s), each pair linked at its own rate in turn."""
+    devices = tuple(Device(f"d{i}", "toy", 4e6 * v, efficiency=1.0, launch_seconds=1e-8) for i, v in enumerate(speeds))
+    pairs = list(combinations([device.name for device in devices], 2))
+    links = tuple((*pair, Link("wire", rates[i % len(rates)], 2e-6)) for i, pair in enumerate(pairs))
+    return Cluster(devices, links)
+
+
+def chosen(cluster, guidance=1.0, steps=STEPS, **given_knobs):
+    job = Job("small", 64, 32, steps=steps, guidance=guidance)
+    cost = Cost(MODEL, job, cluster)
+    return choose(cost, lambda plan: run(plan, MODEL, cluster, cost=cost), given_knobs)
+
+
+def compositions(total, count):
+    """All ways to write `total` as `count` positive numbers."""
+    for edges in combinations(range(1, total), count - 1):
+        yield tuple(b - a for a, b in zip((0, *edges), (*edges, total)))
+
+
+def everything(job, cluster):
+    """(scheme, devices, knobs) of every plan on every subset, in every order and group, with every cut and stride."""
+    names = [device.name for device in cluster.devices]
+    for size in range(1, len(names) + 1):
+        for some in combinations(names, size):
+            if size == 1:
+                yield "single", some, {}
+                continue
+            if size == 2 and len(job.branches) == 2:
+                yield "cfg", some, {}
+            splits = [(a, size - a) for a in range(1, size)] if len(job.branches) == 2 else []
+            for split in [None, *splits]:
+                groups = split or (size,)
+                for cuts in product(*(list(compositions(4, n)) for n in groups)):
+                    rows = tuple(2 * g for cut in cuts for g in cut)
+                    base = {"rows": rows, "split": split}
+                    for mode, bundle in (("full_sync", 60), ("corrected_async_gn", 60), ("corrected_async_gn", 20)):
+                        yield "distrifusion", some, base | {"mode": mode, "bundle": bundle}
+                    yield "pcpp", some, base | {"send": "needed"}
+                    if split is None:
+                        fast = max(cluster.device(name).flops_per_second for name in some)
+                        most = [nearest(cluster.device(name).flops_per_second / fast) for name in some]
+                        for strides in product((1, 2), repeat=size):
+                            if len(set(strides)) > 1 and all(a <= b for a, b in zip(strides, most)):
+                                yield "stadi", some, base | {"strides": strides}
+
+
+def least(cluster, guidance=1.0, steps=STEPS):
+    """Seconds of the best of everything, each simulated whole."""
+    job = Job("small", 64, 32, steps=steps, guidance=guidance)
+    cost, best = Cost(MODEL, job, cluster), inf
+    for scheme, devices, knobs in everything(job, cluster):
+        try:
+            plan = next(SCHEMES[scheme](job, MODEL, cluster.subset(devices), cost, **knobs))
+        except PolyrhythmError:
+            continue
+        best = min(best, run(plan, MODEL, cluster, cost=cost).latency_seconds)
+    return best
+
+
+speeds = st.lists(st.sampled_from([1.0, 0.9, 0.7, 0.5, 0.4, 0.25]), min_size=1, max_size=3)
+rates = st.lists(st.sampled_from([2e5, 1e6, 5e6, 1e9]), min_size=1, max_size=3)
+
+
+@given(speeds, rates, st.sampled_from([1.0, 5.0]))
+@settings(max_examples=25, deadline=None)
+def test_nothing_is_better(speeds, rates, guidance):
+    """200 of these: benchmarks/choose_speed.py --brute 200."""
+    cluster = cluster_of(speeds, rates)
+    assert chosen(cluster, guidance).option.seconds <= 1.01 * least(cluster, guidance)
+
+
+@given(speeds, rates, st.sampled_from([1.0, 5.0]), st.integers(4, 40), st.data())
+@settings(max_examples=25, deadline=None)
+def test_what_is_better_never_makes_it_slower(speeds, rates, guidance, steps, data):
+    before = chosen(cluster_of(speeds, rates), guidance, steps).option.seconds
+    i = data.draw(st.integers(0, len(speeds) - 1))
+    match data.draw(st.sampled_from(["device", "link", "one more"])):
+        case "device":
+            better = cluster_of([v * 1.3 if k == i else v for k, v in enumerate(speeds)], rates)
+        case "link":
+            better = cluster_of(speeds, [rate * 3 for rate in rates])
+        case _:
+            old = cluster_of(speeds, rates)
+            more = Device("more", "toy", 4e6 * data.draw(st.sampled_from([0.1, 0.5, 1.2])), efficiency=1.0)
+            links = tuple((device.name, "more", Link("wire", 1e6, 2e-6)) for device in old.devices)
+            better = Cluster((*old.devices, more), (*old.links, *links))
+    assert chosen(better, guidance, steps).option.seconds <= before * (1 + 1e-6)
+
+
+def test_never_worse_than_one_device_or_any_scheme_as_it_stands():
+    for flags, link in (("rtx-5090,rtx-3090", "pcie4-x16"), ("rtx-3090*4", "pcie3-x4"), ("t4*2,l4", "pcie3-x16")):
+        cluster, job = pr.cluster_from_flags(flags, link), pr.job("sd3-medium", steps=20)
+        best = pr.plan(cluster, job).predicted_seconds
+        for scheme in pr.SCHEMES:
+            assert best <= pr.plan(cluster, job, scheme).predicted_seconds
+
+
+def test_a_device_that_only_slows_the_others_is_left_out():
+    cluster = pr.cluster_from_flags("h100-sxm,t4", "pcie3-x4")
+    assert pr.plan(cluster, pr.job("sdxl")).plan.devices == ("h100-sxm",)
+
+
+def test_the_plan_is_told_as_it_is_simulated():
+    cluster = pr.cluster_from_flags("rtx-5090,rtx-3090,rtx-3090", "pcie4-x16")
+    planned = pr.plan(cluster, pr.job("sd15"))
+    again = pr.simulate(planned.plan, cluster)
+    assert planned.predicted_seconds == again.timeline.latency_seconds
+    first = planned.candidates[0]
+    assert first.simulated and first.predicted_seconds == pytest.approx(planned.predicted_seconds, rel=1e-6)
+    assert [c.predicted_seconds for c in planned.candidates] == sorted(c.predicted_seconds for c in planned.candidates)
+
+
+def test_what_is_given_is_kept():
+    cluster, job = pr.cluster_from_flags("rtx-5090,rtx-3090", "pcie4-x16"), pr.job("sdxl", steps=20)
+    planned = pr.plan(cluster, job, rows=(88, 40))
+    assert [band.count for band in planned.plan.phases[-1].rows] in ([88, 40], [128])
+    assert pr.plan(cluster, job, warmup=2).plan.knobs.get("warmup", 2) in (2, 3, 4)
+    assert all(c.knobs.get("strides", (1, 2)) == (1, 2) for c in pr.plan(cluster, job, strides=(1, 2)).candidates)
+
+
+def test_stride_vectors():
+    assert set(vectors([1.0, 2.0])) == {(1, 2), (1, 4), (2, 1), (4, 1)}
+    assert len(vectors([1.0, 2.0, 3.0])) == 3**3 - 2**3 - 1
+    assert (1, 2, 2, 4, 4) in vectors([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert all(list(v) == sorted(v) for v in vectors([1.0, 2.0, 3.0, 4.0, 5.0]))
+    # Of many devices the stride changes where the speed does.
+    assert vectors([1.0] * 6 + [2.0] * 6, (1, 2)) == [(1,) * 6 + (2,) * 6]
+    assert vectors([1.0] * 12) == []
+    assert len(vectors([1 + i / 7 for i in range(64)])) <= 48
