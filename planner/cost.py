@@ -106,7 +106,7 @@ class Cost:
         """Seconds of `op` as `rank` performs it, with the links to itself; the link time is that of the slowest receiver."""
         sent = plans.sent_bytes(self.model, self.job, phase, op)
         who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
-        verb = _verb(op)
+        verb = verb_of(op)
         key = (plan.devices, verb, who, sent)
         if key not in self._transfers:
             costs = [self._receive(plan, verb, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
@@ -176,8 +176,8 @@ class Cost:
                 ranks = (root, *(r for r in op.group if r != root))
                 found = self.routes.broadcast([plan.devices[r] for r in ranks], float(sent[root]))
             parts = [(r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, op.group[0])]
-            known = [own for own in parts if self._table(plan, _verb(op), own[0], tuple(own[1]))]
-            links = [self._receive(plan, _verb(op), *own).link for own in known]
+            known = [own for own in parts if self._table(plan, verb_of(op), own[0], tuple(own[1]))]
+            links = [self._receive(plan, verb_of(op), *own).link for own in known]
             self._crossings[key] = measured(found, self.routes, max(links)) if links else self._unmeasured(found)
         return self._crossings[key]
 
@@ -209,7 +209,7 @@ class Cost:
                 return self.transfer(plan, phase, op, rank).link
 
 
-def _verb(op: Transfer) -> str:
+def verb_of(op: Transfer) -> str:
     """The kind of transfer that is measured for `op`; several messages at once are a gather's."""
     match op:
         case Send() | Recv():

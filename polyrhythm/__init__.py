@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         simulate,
     )
     from polyrhythm.comparing import compare, compare_set, save_page
+    from polyrhythm.importing import Wanted, import_files
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -84,6 +85,7 @@ _HOMES = {
         "schedule simulate"
     ),
     "polyrhythm.comparing": "compare compare_set save_page",
+    "polyrhythm.importing": "Wanted import_files",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -113,6 +115,7 @@ __all__ = [
     "Timeline",
     "Trace",
     "UsageError",
+    "Wanted",
     "catalog",
     "cluster_from_flags",
     "compare",
@@ -120,6 +123,7 @@ __all__ = [
     "doctor",
     "explain",
     "fit",
+    "import_files",
     "job",
     "load_cluster",
     "load_model",

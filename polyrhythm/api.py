@@ -6,7 +6,7 @@ What is wrong is a `PolyrhythmError`, whose `exit_code` is what the command line
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,14 +149,21 @@ class Performance:
         return document | ({"output": self.output} if self.output else {})
 
 
-def simulate(plan: Plan, cluster: Cluster, profile: Profile | None = None) -> Performance:
-    """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown."""
-    return _simulated(plan, load_model(plan.job.model), cluster, profile)
+def simulate(
+    plan: Plan, cluster: Cluster, profile: Profile | None = None, load: Mapping[str, Any] | None = None
+) -> Performance:
+    """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown.
+
+    load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it.
+    """
+    return _simulated(plan, load_model(plan.job.model), cluster, profile, load)
 
 
-def _simulated(plan: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Performance:
+def _simulated(
+    plan: Plan, model: Model, cluster: Cluster, profile: Profile | None, load: Mapping[str, Any] | None = None
+) -> Performance:
     check(plan, model)
-    return Performance(plan, perform(plan, model, cluster, profile), cluster=cluster)
+    return Performance(plan, perform(plan, model, cluster, profile, load=load), cluster=cluster)
 
 
 def run(

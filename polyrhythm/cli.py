@@ -231,6 +231,10 @@ def _numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
 
 ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="Measured seconds, from `fit`.")]
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="A plan file, else flags of a new plan.")]
+LoadFile = Annotated[
+    Path | None,
+    typer.Option("--load", metavar="FILE", help="Other people's work on the devices over time, from `import`."),
+]
 JsonFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the timeline, for `compare`.")]
 ChromeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the timeline for ui.perfetto.dev.")]
 
@@ -508,6 +512,7 @@ def simulate(
     scheme: tuple[str | None, dict[str, Any]],
     plan: PlanFile = None,
     profile: ProfileFile = None,
+    load: LoadFile = None,
     timeline: JsonFile = None,
     chrome: ChromeFile = None,
 ) -> Any:
@@ -515,8 +520,13 @@ def simulate(
     from polyrhythm import api
 
     found = _planned(plan, cluster, job, scheme, _profile(profile))
-    _write(found.timeline, timeline, chrome)
-    return api.Performance(found.plan, found.timeline, cluster=found.cluster)
+    done = api.Performance(found.plan, found.timeline, cluster=found.cluster)
+    if load is not None:
+        from traces.loads import load_load
+
+        done = api.simulate(found.plan, found.cluster, _profile(profile), load_load(load))
+    _write(done.timeline, timeline, chrome)
+    return done
 
 
 @command(cluster, job, scheme)

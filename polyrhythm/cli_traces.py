@@ -1,4 +1,4 @@
-"""Commands about what was measured: compare."""
+"""Commands about what was measured: import, compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,46 @@ import typer
 from polyrhythm.cli import ABOVE, _misused, command
 
 Page = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at; it loads nothing.")]
+
+
+@command()
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files, or a directory of one run's profiles.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="A trace directory; of a topology or a log a file.")
+    ],
+    link: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Over which link messages went: as in the cluster.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of a topology: what its GPUs are, e.g. a100-80-sxm*8.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Of a log: the cluster's names of its GPUs, in order.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of a timeline or profile of ours: the plan that was run.")
+    ] = None,
+    image: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Of a profile of several images: which, from 0. Default: last."),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Between the samples of a log that has no times.")
+    ] = 1.0,
+    collective: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of nccl-tests that do not say: all_gather, send_recv, ...")
+    ] = None,
+) -> Any:
+    """Turn what others measured, or a recorded run, into a trace, a cluster or a load."""
+    from polyrhythm import importing
+
+    wanted = importing.Wanted(
+        link, devices, tuple(names.split(",")) if names else None, plan, image, interval, collective
+    )
+    return importing.import_files(files, output, wanted)
 
 
 @command()

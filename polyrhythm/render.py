@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polyrhythm.choosing import Alternative, Planned
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
+    from polyrhythm.importing import Imported
     from traces.compare import Comparison
     from traces.ranking import Rankings
 
@@ -307,6 +308,20 @@ def _fitted(result: Fitted, console: Console) -> None:
         print(f"wrote {result.path}")
 
 
+def _imported(result: Imported, console: Console) -> None:
+    counts = [(name.replace("_", " "), _value_or_dict(value)) for name, value in result.counts.items()]
+    _table(console, f"{', '.join(dict.fromkeys(result.formats))}: a {result.kind}", ("", ""), counts)
+    for note in result.notes:
+        print(f"note: {note}")
+    follow = {
+        "trace": f"polyrhythm fit {result.path} -o profile.json",
+        "cluster": f"polyrhythm plan --cluster {result.path} --model sdxl",
+        "load": f"polyrhythm simulate PLAN --load {result.path}",
+    }
+    samples = result.counts.get("part_samples", 1) or result.counts.get("message_samples", 1)
+    print(f"wrote {', '.join(result.files)}" + (f"; next: {follow[result.kind]}" if samples else ""))
+
+
 def _comparison(result: Comparison, console: Console) -> None:
     both = f"predicted {seconds(result.predicted_seconds)}, measured {seconds(result.measured_seconds)}"
     print(f"{both}: {result.error:+.1%}")
@@ -390,6 +405,7 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Health": _health,
     "Measured": _measured,
     "Fitted": _fitted,
+    "Imported": _imported,
     "Comparison": _comparison,
     "Rankings": _rankings,
     "Demo": _demo,

@@ -81,7 +81,7 @@ def cluster_from_flags(
         devices = boxes.usual_devices(box) if devices is None else devices
     if devices is None:
         raise InputError(f"box {box} comes empty; name its devices, e.g. rtx-5090,rtx-3090")
-    kinds = _kinds(devices)
+    kinds = kinds_of(devices)
     shares = _shares(occupancy, len(kinds))
     made = tuple(
         replace(device_of_kind(kind), name=name, occupancy=share)
@@ -117,7 +117,7 @@ def _is_positive(text: str) -> bool:
         return False
 
 
-def _kinds(devices: str) -> list[str]:
+def kinds_of(devices: str) -> list[str]:
     """`a*2,b` -> [a, a, b]."""
     kinds: list[str] = []
     for word in devices.split(","):

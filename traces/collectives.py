@@ -25,6 +25,9 @@ _SHARED = ("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter")
 _JOINT = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all", "barrier")
 _MESSAGES = ("send", "recv")
 
+# What a transfer is to the planner, by our kind; others keep their name, and nobody asks for them.
+VERBS = {"all_gather": "gather", "send_recv": "send", "broadcast": "broadcast"}
+
 Key = tuple[object, ...]
 
 
@@ -214,6 +217,11 @@ def _rank_of(parts: Mapping[int, Collective], wanted: Collective) -> int:
     return next(rank for rank, part in parts.items() if part is wanted)
 
 
+def verb_of(kind: str) -> str:
+    """The planner's word for a kind of transfer: `all_gather` -> `gather`."""
+    return VERBS.get(kind, kind)
+
+
 def samples(done: Iterable[Transfer], link: str) -> dict[str, tuple[MessageSample, ...]]:
     """The transfers of known size as message samples, by kind.
 
@@ -226,7 +234,8 @@ def samples(done: Iterable[Transfer], link: str) -> dict[str, tuple[MessageSampl
             continue
         size = (transfer.kind, len(transfer.ranks), transfer.nbytes)
         seconds = (transfer.end_ns - transfer.start_ns) / 1e9
-        sample = MessageSample(link, len(transfer.ranks), transfer.nbytes, repeats[size], 0.0, seconds, 0.0)
+        verb = verb_of(transfer.kind)
+        sample = MessageSample(link, len(transfer.ranks), transfer.nbytes, repeats[size], 0.0, seconds, 0.0, verb)
         found.setdefault(transfer.kind, []).append(sample)
         repeats[size] += 1
     return {kind: tuple(found[kind]) for kind in sorted(found)}

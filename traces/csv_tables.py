@@ -31,11 +31,12 @@ _MOST = 2**62
 
 @dataclass(frozen=True)
 class CsvTable:
-    """parts, or transfers as (link or "", ranks, received bytes, seconds)."""
+    """parts, or transfers as (link or "", ranks, received bytes, seconds); lines: of the file, where each stands."""
 
     path: str
     parts: tuple[PartSample, ...]
     transfers: tuple[tuple[str, int, int, float], ...]
+    lines: tuple[int, ...] = ()
 
     def messages(self, link: str) -> dict[str, tuple[MessageSample, ...]]:
         """The transfers as samples, over a link of the given name where the table names none."""
@@ -54,6 +55,7 @@ def read_csv(path: Path | str) -> CsvTable:
     header: list[str] = []
     parts: list[PartSample] = []
     transfers: list[tuple[str, int, int, float]] = []
+    lines: list[int] = []
     repeats: Counter[tuple[str, ...]] = Counter()
     try:
         for cells in reader:
@@ -67,6 +69,7 @@ def read_csv(path: Path | str) -> CsvTable:
             if len(cells) != len(header):
                 raise ValueError(f"{len(cells)} columns under a header of {len(header)}")
             row = dict(zip(header, cells))
+            lines.append(reader.line_num)
             if set(_PART) <= set(header):
                 key = tuple(row[name] for name in _PART)
                 parts.append(_part(row, repeats[key]))
@@ -77,7 +80,7 @@ def read_csv(path: Path | str) -> CsvTable:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
     if not parts and not transfers:
         raise InputError(f"{path}: an empty table")
-    return CsvTable(str(path), tuple(parts), tuple(transfers))
+    return CsvTable(str(path), tuple(parts), tuple(transfers), tuple(lines))
 
 
 def is_table(header: list[str]) -> bool:

@@ -7,26 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from planner.errors import InputError
+from planner.timeline import Timeline
 from traces.csv_tables import CsvTable, is_table, read_csv
 from traces.nccl_tests import NcclTests, read_nccl_tests
 from traces.nvidia_smi import Topology, UseLog, read_dmon, read_query, read_topology
 from traces.profiler_run import ProfilerRun, read_run
+from traces.store import load_timeline
 from traces.unpack import blocks
 
-Foreign = ProfilerRun | NcclTests | Topology | UseLog | CsvTable
+Foreign = ProfilerRun | NcclTests | Topology | UseLog | CsvTable | Timeline
 
 HEAD_BYTES = 2**16
 MAX_FILES = 4096
-_FORMATS = "torch.profiler, nccl-tests, nvidia-smi topo -m, dmon or --query-gpu as CSV, or a CSV table of times"
+_FORMATS = "torch.profiler, nccl-tests, nvidia-smi topo -m, dmon or --query-gpu as CSV, a CSV table of times, our own timelines"
 _TRACES = (".json", ".json.gz", ".trace", ".trace.gz")
 
 
-def read_foreign(*paths: Path | str) -> Foreign:
+def read_foreign(*paths: Path | str, interval_seconds: float = 1.0, collective: str | None = None) -> Foreign:
     """What is in one file, or in the traces of all ranks of one run (several files, or a directory of them).
 
-    The content decides which format it is, never the name. InputError if it is none that we know.
+    The content decides which format it is, never the name. interval_seconds: between the samples of a log that has no
+    times; collective: of an output of nccl-tests that does not say. InputError if it is no format that we know.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in files_of(path)]
     if not files:
         raise InputError("nothing to import: no files given")
     formats = [detect(file) for file in files]
@@ -35,23 +38,30 @@ def read_foreign(*paths: Path | str) -> Foreign:
     if len(files) > 1:
         odd = next(file for file, name in zip(files, formats) if name != "torch.profiler")
         raise InputError(f"{odd}: not a trace of torch.profiler; give files of any other kind one at a time")
-    readers = {
-        "nccl-tests": read_nccl_tests,
-        "topo": read_topology,
-        "dmon": read_dmon,
-        "query-gpu": read_query,
-        "csv": read_csv,
-    }
-    return readers[formats[0]](files[0])  # type: ignore[operator, no-any-return]
+    match formats[0]:
+        case "nccl-tests":
+            return read_nccl_tests(files[0], collective)
+        case "topo":
+            return read_topology(files[0])
+        case "dmon":
+            return read_dmon(files[0], interval_seconds)
+        case "query-gpu":
+            return read_query(files[0], interval_seconds)
+        case "timeline":
+            return load_timeline(files[0])
+        case _:
+            return read_csv(files[0])
 
 
 def detect(path: Path | str) -> str:
-    """The format of a file by its beginning: torch.profiler, nccl-tests, topo, dmon, query-gpu or csv."""
+    """The format of a file by its beginning: torch.profiler, nccl-tests, topo, dmon, query-gpu, timeline or csv."""
     head = next(blocks(path), b"")[:HEAD_BYTES].decode("utf-8-sig", errors="replace")
     start = head.lstrip()
     if start.startswith("["):
         return "torch.profiler"
     if start.startswith("{"):
+        if '"plan_digest"' in head and "traceEvents" not in head:
+            return "timeline"
         is_nccl = re.search(r'"nccl_version"|"out_of_place"|"env"\s*:\s*\[', head) and "traceEvents" not in head
         return "nccl-tests" if is_nccl else "torch.profiler"
     if "out-of-place" in head or re.search(r"^# (?:nccl-tests|nThread|Collective test)", head, re.MULTILINE):
@@ -68,7 +78,7 @@ def detect(path: Path | str) -> str:
     raise InputError(f"{path}: none of the formats we import: {_FORMATS}")
 
 
-def _files(path: Path | str) -> Sequence[Path]:
+def files_of(path: Path | str) -> Sequence[Path]:
     """The file, or the traces directly in a directory, by name."""
     path = Path(path)
     try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.trace import MessageSample
-from traces.collectives import kind_of, received_bytes
+from traces.collectives import kind_of, received_bytes, verb_of
 from traces.files import MAX_BYTES, parse_json, read_text
 
 MAX_RANKS = 2**16
@@ -63,14 +63,17 @@ class NcclTests:
     def messages(self, link: str) -> dict[str, tuple[MessageSample, ...]]:
         """Samples by kind, over a link of the given name: each iteration where known, else the mean.
 
-        post_seconds and hidden_seconds are 0: nccl-tests do not measure them.
+        post_seconds and hidden_seconds are 0: nccl-tests do not measure them. sendrecv sends to one neighbour and
+        receives from the other at once; with two ranks that is a gather.
         """
+        ring = self.collective == "send_recv"
+        verb, ranks = ("gather" if ring and self.ranks == 2 else verb_of(self.collective)), 2 if ring else self.ranks
         repeats: Counter[int] = Counter()
         samples = []
         for row in self.rows:
             for seconds in row.seconds if row.received_bytes else ():
                 number = repeats[row.received_bytes]
-                samples.append(MessageSample(link, self.ranks, row.received_bytes, number, 0.0, seconds, 0.0))
+                samples.append(MessageSample(link, ranks, row.received_bytes, number, 0.0, seconds, 0.0, verb))
                 repeats[row.received_bytes] += 1
         return {self.collective: tuple(samples)} if samples else {}
 

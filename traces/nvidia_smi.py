@@ -131,6 +131,10 @@ class UseLog:
     samples: dict[str, list[tuple[float, float]]]
     notes: tuple[str, ...] = ()
 
+    def means(self) -> dict[str, float]:
+        """Per GPU the share on average, every sample counting alike."""
+        return {gpu: sum(share for _, share in own) / len(own) for gpu, own in self.samples.items()}
+
     def load(self, names: Sequence[str] | None = None) -> Occupancy:
         """As `sim.run` takes it, {device: [(seconds, occupancy), ...]}: steps, each in force until the next.
 

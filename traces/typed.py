@@ -37,6 +37,11 @@ def check(record: Any) -> None:
     _checker(kind)(record)
 
 
+def check_as(value: Any, hint: Any) -> None:
+    """Raise `Misfit` if `value` is not of the type that `hint` is, e.g. `dict[str, list[float]]`."""
+    _checker(hint)(value)
+
+
 @cache
 def _checker(hint: Any) -> Checker:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
