@@ -44,6 +44,18 @@ class Clock:
         """The transfer of this index was seen to be complete now."""
         self._raw[index][5] = self.mark()
 
+    @property
+    def count(self) -> int:
+        """Events noted so far."""
+        return len(self._raw)
+
+    def compute_seconds(self, first: int) -> float:
+        """Of all computes from the event of index `first` on; waits until the device has done them."""
+        own = [(begin, end) for _, lane, _, _, begin, end, _ in self._raw[first:] if lane == "compute"]
+        if own:
+            self._settle(own[-1][1])
+        return sum(self._span(begin, end) for begin, end in own) / 1e9
+
     def events(self) -> list[Event]:
         """All events in nanoseconds since `start`."""
         out = []
@@ -53,7 +65,14 @@ class Clock:
         return out
 
     def _since(self, mark) -> int:
-        return mark - self.zero
+        return self._span(self.zero, mark)
+
+    def _span(self, begin, end) -> int:
+        """Nanoseconds from one mark to another."""
+        return end - begin
+
+    def _settle(self, mark) -> None:
+        """Wait until the device has got to the mark."""
 
 
 class CudaClock(Clock):
@@ -71,8 +90,11 @@ class CudaClock(Clock):
         torch.cuda.synchronize()
         return super().events()
 
-    def _since(self, mark) -> int:
-        return round(self.zero.elapsed_time(mark) * 1e6)
+    def _span(self, begin, end) -> int:
+        return round(begin.elapsed_time(end) * 1e6)
+
+    def _settle(self, mark) -> None:
+        mark.synchronize()
 
 
 @lru_cache(maxsize=1)

@@ -195,8 +195,19 @@ class Context:
 
     def noise(self) -> Tensor:
         """(images x branches, C, H, W): all that is known of this evaluation's noise, zero elsewhere."""
+        full = self._known_noise()
+        self.theirs.pop(self.model.noise, None)
+        return full
+
+    def discrepancy(self) -> Tensor:
+        """(branches,) float64 on the own rows: sums of |noise of the first branch|, and of |every other's minus it|."""
+        images = self._known_noise()[:, :, self.rows.start : self.rows.stop].double()
+        first, *others = images.unflatten(0, (len(self.job.branches), -1))
+        return torch.stack([first.abs().sum(), *((other - first).abs().sum() for other in others)])
+
+    def _known_noise(self) -> Tensor:
         noise, n = self.model.noise, self.job.batch
-        known = {r: self.own[noise] for r in (self.rank,) if noise in self.own} | self.theirs.pop(noise, {})
+        known = {r: self.own[noise] for r in (self.rank,) if noise in self.own} | self.theirs.get(noise, {})
         size = (n * len(self.job.branches), self.model.stops[noise].channels, self.height, self.width)
         full = self.like.new_zeros(size)
         for rank, tensor in known.items():

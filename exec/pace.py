@@ -19,20 +19,25 @@ _SPIN_NS = 60_000  # a sleep overshoots by about this much
 
 @dataclass
 class Pace:
-    """Deadlines of one virtual device: nominal[batch] is a PartTable of speed 1; speed is relative to it."""
+    """Deadlines of one virtual device: nominal[batch] is a PartTable of speed 1; speed is relative to it.
+
+    later: (grid step, speed) in ascending order, each in force from that step on: a job of somebody else's that comes.
+    """
 
     nominal: dict[int, PartTable]
     speed: float
+    later: tuple[tuple[int, float], ...] = ()
     late: int = 0  # deadlines that were missed by more than 5 %
     kept: int = 0
 
     def __post_init__(self) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
 
-    def until(self, begin_ns: int, op: Compute, batch: int) -> None:
-        """Sleep until `begin_ns` plus what this op takes on the virtual device."""
+    def until(self, begin_ns: int, op: Compute, batch: int, step: int = 0) -> None:
+        """Sleep until `begin_ns` plus what this op takes on the virtual device at grid step `step`."""
         seconds, _ = self.nominal[batch].at(op.start, op.stop, op.rows.count)
-        length = int(seconds / self.speed * 1e9)
+        speed = next((speed for since, speed in reversed(self.later) if step >= since), self.speed)
+        length = int(seconds / speed * 1e9)
         left = begin_ns + length - time.perf_counter_ns()
         if left < -0.05 * length:
             self.late += 1

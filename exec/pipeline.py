@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,11 +25,13 @@ from exec.context import Context, ahead
 from exec.denoiser import Seam, adapter_for, pack, skeleton, unpack
 from exec.pace import Pace
 from exec.run import run
+from planner.beats import CONTEXT, STATE
+from planner.course import Course
 from planner.errors import InputError, NotANumber, PlanError
 from planner.model import Model
 from planner.ops import Compute, Rows
 from planner.plan import Phase, Plan, sampled_rows
-from planner.timeline import Timeline
+from planner.timeline import Seen, Timeline
 
 
 def parallelize(
@@ -39,12 +42,15 @@ def parallelize(
     channels: Channels | None = None,
     pace: Pace | None = None,
     blank: bool = False,
+    recorded: Sequence[Seen] = (),
 ) -> Any:
     """Make `pipe` perform `plan` as its rank `rank` (default: this process's rank); returns the same object.
 
     Every rank calls the pipeline alike, with the same arguments; a CPU generator (or latents) makes the start equal.
-    After a call `pipe.polyrhythm.timeline` holds what happened. blank: stand-in zeros for what other ranks would have
-    sent, to time one rank alone. Raises InputError, PlanError or RanksDisagree before the first forward.
+    After a call `pipe.polyrhythm.timeline` holds what happened, and `.performed` the plan as it was performed, which is
+    another one where a scheme has adapted. blank: stand-in zeros for what other ranks would have sent, to time one rank
+    alone. recorded: what an adapting scheme is told in place of what is seen: `Timeline.seen` of an image that is to be
+    made again. Raises InputError, PlanError or RanksDisagree before the first forward.
     """
     if hasattr(pipe, "polyrhythm"):
         unparallelize(pipe)
@@ -59,8 +65,9 @@ def parallelize(
             raise PlanError(
                 f"the plan has {plan.ranks} ranks, the process group {dist.get_world_size()}; start as many as the plan has"
             )
-        channels = Channels(plan.channels())
-    pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank)
+        later = (CONTEXT, STATE) if plan.recipe else ()  # what plans that follow may use
+        channels = Channels(tuple({*plan.channels(), *later}))
+    pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank, recorded)
     return pipe
 
 
@@ -76,9 +83,17 @@ class Parallel:
     """The state of one parallel pipeline on one rank."""
 
     def __init__(
-        self, pipe: Any, plan: Plan, rank: int, channels: Channels | None, pace: Pace | None, blank: bool
+        self,
+        pipe: Any,
+        plan: Plan,
+        rank: int,
+        channels: Channels | None,
+        pace: Pace | None,
+        blank: bool,
+        recorded: Sequence[Seen] = (),
     ) -> None:
         self.pipe, self.plan, self.rank, self.channels, self.pace, self.blank = pipe, plan, rank, channels, pace, blank
+        self.recorded = recorded
         self.denoiser = getattr(pipe, "unet", None) or pipe.transformer
         self.scheduler = pipe.scheduler
         self.adapter = adapter_for(self.denoiser)
@@ -87,6 +102,7 @@ class Parallel:
         self.seam = Seam()
         self.clock = clock_for(self.denoiser.device)
         self.timeline: Timeline | None = None
+        self.performed = plan
         self.versions = preflight.versions(self.denoiser)
         self.calls, self.forwards = 0, 0
         self.levels: list[float] = []
@@ -225,6 +241,7 @@ class Parallel:
     ) -> Tensor:
         """From sigma[i] to sigma[i + stride], right in `rows`; what is skipped is held, or predicted from the last two."""
         if phase is not self.stepped:
+            self._check_rescale(phase)  # of a plan that came later, too
             if self.stepped and not carried(self.model, self.stepped, phase):
                 self.stepper.restart()
             self.stepped = phase
@@ -243,6 +260,15 @@ class Parallel:
             predicted = torch.lerp(before, prediction, 1 + damping * ahead(self.levels, j, i, step))
             sample = self.stepper.step(j, j + 1, sample, predicted, **how)
         return sample
+
+    def _check_rescale(self, phase: Phase) -> None:
+        whole = Rows(0, self.model.latent_size(self.plan.job)[0])
+        known = [sampled_rows(self.model, phase, rank) == whole for rank in range(self.plan.ranks)]
+        if getattr(self.pipe, "guidance_rescale", 0) and not all(known):
+            raise InputError(
+                "guidance_rescale takes the spread of the whole noise, which not every rank of this plan has in every "
+                "step; switch it off, or take a plan of strides 1"
+            )
 
     # The frame of an image
 
@@ -269,19 +295,23 @@ class Parallel:
                 "step; switch it off, or take a plan of strides 1"
             )
         self.levels = sampler.levels(self.scheduler)
+        self.course = Course(self.plan, self.model, self.recorded)
         context = Context(self.model, job, self.rank, self.blank, self.levels)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
-            fields = {"plan": self.plan.digest, "start latents (seed)": digest} | self.versions
-            preflight.agree(self.channels, self.plan, self.rank, fields)
+            recipe = self.plan.recipe.digest if self.plan.recipe else ""
+            fields = {"plan": self.plan.digest, "what its scheme is given": recipe, "start latents (seed)": digest}
+            preflight.agree(self.channels, self.plan, self.rank, fields | self.versions)
         self.clock.start()
-        program = run(self.plan, self.rank, context, self.channels, self.clock, self.pace)
+        program = run(self.course, self.rank, context, self.channels, self.clock, self.pace)
         self.seam.begin(annotate.image(program, self.plan, self.rank), context)
 
     def _finish(self, latents: Tensor) -> None:
         received = {self.rank: dict(self.channels.received)} if self.channels is not None else {}
+        done = self.performed = self.course.plan
         said = {"seconds": "measured", "clock": self.clock.said()}
-        self.timeline = Timeline("measured", self.plan.digest, self.plan.devices, self.seam.done, received, said)
+        events, seen = self.seam.done, self.course.seen
+        self.timeline = Timeline("measured", done.digest, done.devices, events, received, said, seen=seen)
         if not bool(torch.isfinite(latents).all()):
             raise NotANumber(f"rank {self.rank} ({self.plan.devices[self.rank]}): the final latents are not finite")
 

@@ -26,6 +26,7 @@ from planner.beats import CONTEXT, STATE
 from planner.job import Job
 from planner.plan import Plan
 from planner.profile import Profile
+from planner.timeline import Seen
 
 
 @lru_cache(maxsize=2)
@@ -44,7 +45,8 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     args: plan (document), members (process of each plan rank), model (directory or id), prompt or embeds (file), pace
     (document or null), call (more arguments of the pipeline's call), output (path for `.png`, `.safetensors` of the
     first rank, or null), trace_latents, repeats (the timelines of all are returned), profiler (directory for
-    torch.profiler's trace of the last repeat, or null), timeout_seconds. Processes that are not members idle.
+    torch.profiler's trace of the last repeat, or null), recorded (what schemes are told in place of what is seen, as in a
+    timeline), timeout_seconds. Processes that are not members idle.
     """
     plan = Plan.from_json(args["plan"])
     members = tuple(args["members"])
@@ -57,7 +59,8 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     rank = members.index(me)
     channels.reset(members)
     pace = _pace(args.get("pace"))
-    parallelize(pipe, plan, rank, channels=channels, pace=pace)
+    recorded = [Seen.from_json(entry) for entry in args.get("recorded", ())]
+    parallelize(pipe, plan, rank, channels=channels, pace=pace, recorded=recorded)
     timelines, walls = [], []
     try:
         repeats = args.get("repeats", 1)
@@ -168,11 +171,11 @@ def _decode(pipe: Any, job: Job, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _pace(document: dict[str, Any] | None) -> Pace | None:
-    """A Pace from {"speed": v, "nominal": profile document}; one table per batch."""
+    """A Pace from {"speed": v, "nominal": profile document, "later": [[step, speed], ...]}; one table per batch."""
     if document is None:
         return None
     profile = Profile.from_json(document["nominal"])
-    return Pace({table.batch: table for table in profile.parts}, float(document["speed"]))
+    return Pace({table.batch: table for table in profile.parts}, float(document["speed"]), tuple(document["later"]))
 
 
 def _device() -> str:

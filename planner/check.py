@@ -50,7 +50,7 @@ def faults(plan: Plan, model: Model) -> list[str]:
     fed = [] if waits else _reads(plan, model)
     # Who shares an image with whom follows from what they compute.
     work = list(_evaluations(plan, model)) or list(_coverage(plan, model))
-    return [*_steps(plan), *work, *_early(plan), *fed, *talk]
+    return [*_steps(plan), *work, *_early(plan), *_decisions(plan), *fed, *talk]
 
 
 def _at(plan: Plan, place: Place) -> str:
@@ -246,6 +246,18 @@ def _unfed(plan: Plan, model: Model, rank: int) -> Iterator[str]:
                         noises |= {"given"} if model.noise in done.what.stops else set()
                 else:
                     flying[name_of(op)].append(op)
+
+
+def _decisions(plan: Plan) -> Iterator[str]:
+    """What is observed must be known to all on the downbeat, or they would go different ways."""
+    for p, phase in enumerate(plan.phases):
+        for rank, ops in enumerate(phase.ops):
+            for i, op in enumerate(ops):
+                if isinstance(op, Observe):
+                    if len(op.group) < plan.ranks:
+                        yield f"{_at(plan, Place(rank, p, i))}: all of {plan.ranks} ranks must share what a decision needs"
+                    if Wait(op.name) not in ops[i:]:
+                        yield f"{_at(plan, Place(rank, p, i))}: must be waited for before the beat ends"
 
 
 # Transfers.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import Infeasible, InputError
 
@@ -85,6 +85,26 @@ class Cluster:
             if device.name == name:
                 return device
         raise InputError(f"cluster: no device {name!r}; there are {', '.join(d.name for d in self.devices)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Links of one kind are listed once, with the pairs they join."""
+        pairs: dict[Link, list[list[str]]] = {}
+        for a, b, link in self.links:
+            pairs.setdefault(link, []).append([a, b])
+        links = [asdict(link) | {"between": between} for link, between in pairs.items()]
+        return {"devices": [asdict(device) for device in self.devices], "links": links}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Cluster:
+        """Inverse of `to_json`; InputError if the document is not a cluster."""
+        try:
+            links = []
+            for entry in document["links"]:
+                link = Link(**{key: value for key, value in entry.items() if key != "between"})
+                links += [(str(a), str(b), link) for a, b in entry["between"]]
+            return Cluster(tuple(Device(**entry) for entry in document["devices"]), tuple(links))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"cluster: not devices and links ({type(error).__name__}: {error})") from error
 
     def subset(self, names: tuple[str, ...]) -> Cluster:
         """The same cluster with only these devices, in this order; switches and links stay."""

@@ -54,6 +54,13 @@ class Cost:
         self._sums_ns: dict[tuple[str, int, int], list[int]] = {}
         self._transfers: dict[Hashable, TransferCost] = {}
         self._crossings: dict[Hashable, Crossing] = {}
+        self._slower: dict[str, float] = {}
+
+    def slowed(self, factors: dict[str, float]) -> Cost:
+        """The same, where computes take so many times as long on each device that is named."""
+        other = Cost(self.model, self.job, self.cluster, self.profile, self.edge)
+        other._slower = factors
+        return other
 
     def compute(self, device: str, start: int, stop: int, rows: int, batch: int) -> float:
         """Seconds of parts start..stop on a band of `rows` with `batch` items, on an unloaded turn of the device.
@@ -91,7 +98,7 @@ class Cost:
                     f"{len(self.model.parts)}; measure anew"
                 )
             self.provenance = worst(self.provenance, found.said)
-            factor = self._factor(found.spread) / (1 - device.occupancy)
+            factor = self._factor(found.spread) * self._slower.get(name, 1.0) / (1 - device.occupancy)
             self._sums[key] = [factor * seconds for seconds in accumulate(found.sums, max)]
         return self._sums[key]
 

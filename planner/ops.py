@@ -103,7 +103,12 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Observe:
-    """Start sharing `numbers` measured numbers of each rank in `group`; waited for like any transfer."""
+    """Start sharing `numbers` measured numbers of each rank in `group`; waited for like any transfer, in its own beat.
+
+    name: what is measured: `seconds`, of this beat's computes so far; or `discrepancy` of the branches on the own rows, as
+    the sum of the first branch's absolute noise and of every other branch's absolute difference from it, sent between the
+    stops of noise and latent. What becomes of the numbers is the scheme's business.
+    """
 
     name: str
     numbers: int
@@ -117,6 +122,8 @@ class Wait:
 
     name: str
 
+
+SECONDS, DISCREPANCY = "seconds", "discrepancy"
 
 Transfer = Send | Recv | Exchange | Gather | Broadcast | Observe
 Op = Compute | Transfer | Wait

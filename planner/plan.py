@@ -15,10 +15,11 @@ from functools import cached_property
 from typing import Any
 
 from planner import ops as words
-from planner.errors import InputError
+from planner.errors import InputError, PlanError
 from planner.job import Job
 from planner.model import Model
 from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Op, Parcel, Recv, Rows, Send, Transfer, Wait
+from planner.recipe import Recipe
 
 SCHEMA_VERSION = 1
 
@@ -139,13 +140,18 @@ def band_group(rank: int, rows: Sequence[Rows], works: Sequence[Hashable]) -> tu
 
 @dataclass(frozen=True)
 class Plan:
-    """What every rank does, from the first step to the last. `devices[r]` is the name of rank r's device."""
+    """What every rank does, from the first step to the last. `devices[r]` is the name of rank r's device.
+
+    recipe: of a scheme that adapts while running, what makes it anew (`planner.course`); the plan is then what will
+    happen if nothing new is seen. It is no part of the schedule, nor of the digest.
+    """
 
     scheme: str
     job: Job
     devices: tuple[str, ...]
     phases: tuple[Phase, ...]
     knobs: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = field(default=None, compare=False)
 
     @property
     def ranks(self) -> int:
@@ -165,6 +171,27 @@ class Plan:
                     yield phase, step, op
                 step += phase.steps
 
+    def at(self, step: int) -> Phase:
+        """The phase that grid step `step` belongs to."""
+        after = 0
+        for phase in self.phases:
+            after += phase.beats * phase.steps
+            if step < after:
+                return phase
+        raise PlanError(f"plan {self.scheme}: has {after} steps, none of which is {step}")
+
+    def until(self, step: int) -> tuple[Phase, ...]:
+        """The phases of the grid steps before `step`; PlanError if that is in the midst of a beat."""
+        found, left = [], step
+        for phase in self.phases:
+            beats, rest = divmod(min(left, phase.beats * phase.steps), phase.steps)
+            if rest:
+                raise PlanError(f"plan {self.scheme}: grid step {step} is in the midst of a beat of {phase.name}")
+            if beats:
+                found.append(phase if beats == phase.beats else replace(phase, beats=beats))
+            left -= beats * phase.steps
+        return tuple(found)
+
     def channels(self) -> tuple[str, ...]:
         """Names of the channels used, sorted."""
         used = {
@@ -176,13 +203,21 @@ class Plan:
         }
         return tuple(sorted(used))
 
+    @property
+    def observes(self) -> bool:
+        """Whether there is anything in it by which a scheme could decide."""
+        return any(isinstance(op, Observe) for phase in self.phases for op in phase.ops[0])
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: the same plan everywhere has the same digest."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._schedule(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
+        return self._schedule() | ({"recipe": self.recipe.to_json()} if self.recipe else {})
+
+    def _schedule(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "scheme": self.scheme,
@@ -207,6 +242,7 @@ class Plan:
                 devices=tuple(map(str, document["devices"])),
                 phases=tuple(_phase_from_json(p) for p in document["phases"]),
                 knobs=dict(document.get("knobs", {})),
+                recipe=Recipe.from_json(document["recipe"]) if document.get("recipe") else None,
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(f"plan: not a plan file ({type(error).__name__}: {error})") from error

@@ -32,12 +32,31 @@ class Event(NamedTuple):
         return Event(rank, lane, label, step, start + by_ns, end + by_ns, nbytes, posted + by_ns)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a scheme is told at a downbeat. step: grid steps done; values[name][rank]: the numbers of an `Observe`."""
+
+    step: int
+    values: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"step": self.step, "values": self.values}
+
+    @staticmethod
+    def from_json(entry: dict[str, Any]) -> Seen:
+        """Inverse of `to_json`; raises what such conversions raise."""
+        values = {name: tuple(tuple(map(float, of)) for of in ranks) for name, ranks in entry["values"].items()}
+        return Seen(int(entry["step"]), values)
+
+
 @dataclass
 class Timeline:
     """Events of all ranks in order of performance per rank, from the first op (time 0) to the last.
 
-    source: `simulated` or `measured`. received: {rank: {peer: bytes}}. provenance: where the seconds came from.
+    source: `simulated` or `measured`. plan_digest: of what was performed in the end, where a scheme adapted. received:
+    {rank: {peer: bytes}}. provenance: where the seconds came from.
     carried: {node: {next node: bytes}} of every hop where links are shared and simulated; from "" into a device's port.
+    seen: what the scheme was told on the way.
     """
 
     source: str
@@ -48,6 +67,7 @@ class Timeline:
     provenance: dict[str, Any] = field(default_factory=dict)
     peak_memory_bytes: tuple[int, ...] = ()
     carried: dict[str, dict[str, float]] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
 
     @property
     def latency_seconds(self) -> float:
@@ -99,6 +119,7 @@ class Timeline:
             "peak_memory_bytes": list(self.peak_memory_bytes),
             "received": {str(r): {str(p): n for p, n in peers.items()} for r, peers in self.received.items()},
             "events": [list(event) for event in self.events],
+            "seen": [seen.to_json() for seen in self.seen],
         } | ({"carried": self.carried} if self.carried else {})
 
     @staticmethod
@@ -116,18 +137,7 @@ class Timeline:
                 provenance=dict(document["provenance"]),
                 peak_memory_bytes=tuple(document["peak_memory_bytes"]),
                 carried=dict(document.get("carried", {})),
+                seen=[Seen.from_json(entry) for entry in document.get("seen", ())],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"timeline: not a timeline file ({type(error).__name__}: {error})") from error
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a scheme is sent back after its plan (or a beat of it) was performed.
-
-    step: grid steps done; compute_seconds[rank]: mean seconds per forward; values: observed numbers by name.
-    """
-
-    step: int
-    compute_seconds: tuple[float, ...] = ()
-    values: dict[str, tuple[float, ...]] = field(default_factory=dict)

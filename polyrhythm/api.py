@@ -20,6 +20,7 @@ from planner.job import Job
 from planner.model import Model
 from planner.plan import Plan
 from planner.profile import Profile
+from planner.recipe import Recipe
 from planner.schemes import SCHEMES
 from planner.timeline import Timeline
 from planner.volume import volume
@@ -296,7 +297,7 @@ def _made(
     if scheme not in SCHEMES:
         raise InputError(unknown("scheme", scheme, [AUTO, *SCHEMES]))
     check_knobs(knobs, knobs_of(scheme), f"scheme {scheme}")
-    return next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster, profile), **knobs))
+    return Recipe(scheme, job, model, cluster, profile, knobs).plan()
 
 
 def _priced(made: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Planned:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any
 
 from exec.launch import Ranks, join_torchrun, leave, under_torchrun
 from planner.cluster import Cluster
-from planner.errors import InputError
+from planner.course import performed
+from planner.errors import InputError, RanksDisagree
 from planner.job import Job
 from planner.model import Model
 from planner.plan import Plan
 from planner.profile import PartTable, Profile
-from planner.timeline import Timeline
+from planner.timeline import Seen, Timeline
 from planner.trace import MessageSample, PartSample, Trace
 from polyrhythm.load import Load
 
@@ -36,13 +37,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run gave: its timeline (of the median repeat), seconds of every repeat, files, and foreign load in cores."""
+    """What a run gave: its timeline (of the median repeat), seconds of every repeat, files, and foreign load in cores.
+
+    performed: the plan in the end, which is another one than what was asked for where a scheme has adapted.
+    """
 
     timeline: Timeline
     seconds: tuple[float, ...]
     output: str | None
     foreign_load: float
     late_deadlines: int = 0
+    performed: Plan | None = None
 
 
 @dataclass
@@ -50,7 +55,8 @@ class Machine:
     """Processes of this machine that play the devices of `cluster`, in its order. Use as a context manager.
 
     competitors: busy processes to run beside each device (0 for none). nominal: what paced devices are paced by; made
-    by `calibrate` if needed, or taken from a profile that was measured with it.
+    by `calibrate` if needed, or taken from a profile that was measured with it. arriving: {device: [(grid step,
+    occupancy)]}, somebody else's jobs that a paced device makes room for from a step on, in every image.
     """
 
     cluster: Cluster
@@ -58,9 +64,13 @@ class Machine:
     competitors: Sequence[int] = ()
     nominal: Profile | None = None
     progress: Progress = lambda text: None
+    arriving: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     _ranks: Ranks | None = field(default=None, repr=False)
 
     def __enter__(self) -> Machine:
+        for name in self.arriving:
+            if "@" not in self.cluster.device(name).kind:
+                raise InputError(f"{name}: only a paced device, as of --devices cpu:1,cpu:0.5, can be given load")
         count = len(self.cluster.devices)
         cores = sorted(os.sched_getaffinity(0))
         pins = [cores[i % len(cores)] for i in range(count)] if self.on_cpu else None
@@ -164,13 +174,15 @@ class Machine:
         trace_latents: bool = False,
         repeats: int = 1,
         profiler: str | None = None,
+        recorded: Sequence[Seen] = (),
         expected_seconds: float | None = None,
     ) -> RunResult:
         """Perform `plan` with the pipeline of directory or hub id `model`; the plan's devices must be this machine's.
 
         call: more arguments of the pipeline's call, such as eta or guidance_rescale. expected_seconds: predicted
         latency; the deadline of every wait follows from it (`patience`). profiler: a directory for torch.profiler's
-        trace of every rank in the last repeat, whose timeline is then the result's.
+        trace of every rank in the last repeat, whose timeline is then the result's. recorded: what an adapting scheme is
+        told in place of what is seen.
         """
         members = self._members(plan)
         if any("@" in self.kinds[m] for m in members):
@@ -187,6 +199,7 @@ class Machine:
             "trace_latents": trace_latents,
             "repeats": repeats,
             "profiler": profiler and _folder(profiler),
+            "recorded": [seen.to_json() for seen in recorded],
             "timeout_seconds": TIMEOUT_SECONDS,
         }
         load = Load(self.processes)
@@ -198,7 +211,8 @@ class Machine:
         ranked = sorted(timelines, key=lambda timeline: timeline.latency_seconds)
         chosen = timelines[-1] if profiler else ranked[len(ranked) // 2]
         seconds = tuple(timeline.latency_seconds for timeline in timelines)
-        return RunResult(chosen, seconds, output, foreign, sum(r["late"] for r in own))
+        late = sum(r["late"] for r in own)
+        return RunResult(chosen, seconds, output, foreign, late, performed(plan, chosen.seen))
 
     def _members(self, plan: Plan) -> list[int]:
         names = [device.name for device in self.cluster.devices]
@@ -211,7 +225,12 @@ class Machine:
 
     def _paces(self) -> list[dict[str, Any] | None]:
         nominal = self.nominal and self.nominal.to_json()
-        return [{"speed": float(k.split("@")[1]), "nominal": nominal} if "@" in k else None for k in self.kinds]
+        paces: list[dict[str, Any] | None] = []
+        for device in self.cluster.devices:
+            _, paced, speed = device.kind.partition("@")
+            later = [(step, float(speed) * (1 - share)) for step, share in sorted(self.arriving.get(device.name, ()))]
+            paces.append({"speed": float(speed), "nominal": nominal, "later": later} if paced else None)
+        return paces
 
 
 def _folder(path: str) -> str:
@@ -243,8 +262,10 @@ def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
     events = [event.later(zero - min(zeros)) for timeline, zero in zip(timelines, zeros) for event in timeline.events]
     received = {rank: peers for timeline in timelines for rank, peers in timeline.received.items()}
     memory = tuple(int(result["peak_memory_bytes"]) for result in results)
-    first = timelines[0]
-    return Timeline("measured", first.plan_digest, first.devices, events, received, {"seconds": "measured"}, memory)
+    first, said = timelines[0], {"seconds": "measured"}
+    if any((timeline.plan_digest, timeline.seen) != (first.plan_digest, first.seen) for timeline in timelines):
+        raise RanksDisagree("ranks adapted differently to what they saw; are their libraries the same?")
+    return Timeline("measured", first.plan_digest, first.devices, events, received, said, memory, first.seen)
 
 
 def measure(
@@ -284,6 +305,7 @@ def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
             f"the plan has {plan.ranks} ranks, torchrun started {ranks}; use --nproc-per-node {plan.ranks}"
         )
     what.pop("expected_seconds", None)
+    what["recorded"] = [seen.to_json() for seen in what.get("recorded", ())]
     what["profiler"] = what.get("profiler") and _folder(what["profiler"])
     common = {"plan": plan.to_json(), "members": list(range(ranks)), "model": model, "timeout_seconds": TIMEOUT_SECONDS}
     results = tasks.collect(tasks.run(common | what, _unheard))
@@ -292,7 +314,8 @@ def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
     repeats = len(results[0]["timelines"])
     timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in results], results) for i in range(repeats)]
     seconds = tuple(timeline.latency_seconds for timeline in timelines)
-    return RunResult(timelines[-1], seconds, what.get("output"), 0.0)
+    done = performed(plan, timelines[-1].seen)
+    return RunResult(timelines[-1], seconds, what.get("output"), 0.0, performed=done)
 
 
 def _unheard(step: int, /, **note: Any) -> None:

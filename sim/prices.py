@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from itertools import chain, repeat
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from planner import ops as words
@@ -43,38 +42,61 @@ class Traffic(NamedTuple):
     group_bytes: int = 0  # what a whole group sends in a collective
 
 
-class Prices:
-    """Prices of all ops of `plan`.
+class Beat(NamedTuple):
+    """One beat of `phase`. Per rank: the prices of its ops in their order, bytes received of each peer, bytes moved.
 
-    received[rank][peer]: bytes of the whole plan; moved[phase][rank]: bytes of own parcels, and received, in a beat.
+    groups: bytes that each member of a group sends in its gathers, which are not in `received`.
     """
+
+    phase: Phase
+    prices: list[list[Price]]
+    received: list[list[int]]
+    groups: dict[tuple[int, ...], list[int]]
+    moved: list[tuple[int, int]]
+
+
+class Prices:
+    """Prices of the ops of any phase of plans for the same ranks, each phase priced once."""
 
     def __init__(self, plan: Plan, model: Model, cost: Cost, shared_links: bool = False) -> None:
         self.plan, self.model, self.cost, self.shared_links = plan, model, cost, shared_links
-        self._received = [[0] * plan.ranks for _ in plan.devices]
-        self._groups: dict[tuple[int, ...], list[int]] = {}
         self._names: dict[Hashable, int] = {}
         self._waits: dict[Wait, Price] = {}
-        self.moved: list[list[tuple[int, int]]] = []
-        self._lists = [self._phase(phase) for phase in plan.phases]
-        for group, totals in self._groups.items():
-            self._spread(group, totals)
-        self.received = {
-            rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes}
-            for rank, peers in enumerate(self._received)
-        }
+        # By the ops' identity: plans that adapt share phases, or their ops, with those before them.
+        self._known: dict[int, Beat] = {}
 
-    def walk(self, rank: int) -> Iterator[Price]:
-        """The prices in the order of `plan.walk(rank)`."""
-        phases = zip(self.plan.phases, self._lists, strict=True)
-        return chain.from_iterable(chain.from_iterable(repeat(prices[rank], phase.beats)) for phase, prices in phases)
+    def beat(self, phase: Phase, rank: int) -> list[Price]:
+        """Of the rank's ops of a beat, in their order."""
+        return self.of(phase).prices[rank]
 
-    def _phase(self, phase: Phase) -> list[list[Price]]:
+    def of(self, phase: Phase) -> Beat:
+        """All ranks' beat of the phase."""
+        beat = self._known.get(id(phase.ops))
+        if beat is None or (beat.phase.rows, beat.phase.branches) != (phase.rows, phase.branches):
+            beat = self._known[id(phase.ops)] = self._beat(phase)
+        return beat
+
+    def received(self, plan: Plan) -> dict[int, dict[int, int]]:
+        """{rank: {peer: bytes}} of all of `plan`."""
+        total = [[0] * plan.ranks for _ in plan.devices]
+        for phase in plan.phases:
+            beat = self.of(phase)
+            for own, peers in zip(total, beat.received, strict=True):
+                for peer, nbytes in enumerate(peers):
+                    own[peer] += nbytes * phase.beats
+            for group, sent in beat.groups.items():
+                for rank in group:
+                    for peer, nbytes in zip(group, sent, strict=True):
+                        total[rank][peer] += nbytes * phase.beats if peer != rank else 0
+        return {rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes} for rank, peers in enumerate(total)}
+
+    def _beat(self, phase: Phase) -> Beat:
         shared: dict[Transfer, Traffic] = {}
-        self._own, self._got = [0] * self.plan.ranks, [0] * self.plan.ranks
+        ranks = self.plan.ranks
+        self._received, self._groups = [[0] * ranks for _ in range(ranks)], dict[tuple[int, ...], list[int]]()
+        self._own, self._got = [0] * ranks, [0] * ranks
         prices = [[self._price(phase, rank, op, shared) for op in ops] for rank, ops in enumerate(phase.ops)]
-        self.moved.append(list(zip(self._own, self._got, strict=True)))
-        return prices
+        return Beat(phase, prices, self._received, self._groups, list(zip(self._own, self._got, strict=True)))
 
     def _price(self, phase: Phase, rank: int, op: Op, shared: dict[Transfer, Traffic]) -> Price:
         match op:
@@ -102,29 +124,21 @@ class Prices:
         return Traffic(sent, price, sum(sent[member] for member in op.group))
 
     def _received_by(self, phase: Phase, rank: int, op: Transfer, traffic: Traffic) -> Price:
-        """The price with the bytes that `rank` receives; those of the whole phase are added up."""
+        """The price with the bytes that `rank` receives; those of the beat are added up."""
         sent, price, nbytes = traffic.sent, traffic.price, 0
         if isinstance(op, Gather | Observe):
             nbytes = traffic.group_bytes - sent[rank]
             if rank == op.group[0]:  # one of the group counts for all
                 totals = self._groups.setdefault(op.group, [0] * len(op.group))
                 for i, member in enumerate(op.group):
-                    totals[i] += sent[member] * phase.beats
+                    totals[i] += sent[member]
         else:
             total = self._received[rank]
             for peer in words.peers(op, rank)[1]:
-                total[peer] += sent[peer] * phase.beats
+                total[peer] += sent[peer]
                 nbytes += sent[peer]
         self._got[rank] += nbytes
         if not isinstance(op, Observe):
             self._own[rank] += sent[rank]
         label, own, name, channel, _, link, hidden, meetings, crossings = price
         return Price(label, own, name, channel, nbytes, link, hidden, meetings, crossings)
-
-    def _spread(self, group: tuple[int, ...], totals: list[int]) -> None:
-        """What all gathers of a group sent, to each of its members from each other."""
-        for rank in group:
-            row = self._received[rank]
-            for peer, nbytes in zip(group, totals, strict=True):
-                if peer != rank:
-                    row[peer] += nbytes

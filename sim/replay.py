@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from itertools import chain
 
 from planner import ops as words
+from planner.course import Course
 from planner.errors import InputError
 from planner.job import Job
 from planner.ops import Compute, Exchange, Op, Parcel, Recv, Rows, Send, Wait
@@ -39,7 +40,7 @@ def replay(recording: Recording, load: Load | None = None) -> Timeline:
     names: dict[Hashable, int] = {}
     steps = [list(_steps(rank, log, names)) for rank, log in enumerate(recording.ranks)]
     speeds = [Speed(0.0, load.get(name, ())) for name in recording.devices]
-    logs = perform(_Recorded.plan(recording, steps), _Recorded(steps), speeds)
+    logs = perform(Course(_Recorded.plan(recording, steps)), _Recorded(steps), speeds)
     events = [_events(rank, recording.ranks[rank], steps[rank], log) for rank, log in enumerate(logs)]
     return Timeline(
         source="simulated",
@@ -57,8 +58,8 @@ class _Recorded:
     def __init__(self, steps: list[list[Step]]) -> None:
         self.steps = steps
 
-    def walk(self, rank: int) -> Iterator[Price]:
-        return (price for _, price, _ in self.steps[rank])
+    def beat(self, phase: Phase, rank: int) -> list[Price]:
+        return [price for _, price, _ in self.steps[rank]]
 
     @staticmethod
     def plan(recording: Recording, steps: list[list[Step]]) -> Plan:

@@ -19,11 +19,12 @@ import simpy
 
 from planner.cluster import Cluster
 from planner.cost import Cost
+from planner.course import Course
 from planner.errors import PlanError
 from planner.memory import held_bytes
 from planner.model import Model
-from planner.ops import Compute, Wait
-from planner.plan import Plan
+from planner.ops import SECONDS, Compute, Observe, Wait
+from planner.plan import Phase, Plan
 from planner.profile import Profile
 from planner.routes import Hop
 from planner.timeline import Event, Timeline
@@ -55,7 +56,7 @@ def _collector_paused() -> Iterator[None]:
 
 @_collector_paused()
 def run(
-    plan: Plan,
+    plan: Plan | Course,
     model: Model,
     cluster: Cluster,
     profile: Profile | None = None,
@@ -65,43 +66,49 @@ def run(
     contention: bool | None = None,
     watch: Watch | None = None,
 ) -> Timeline:
-    """What happens when `plan` is performed on `cluster`.
+    """What happens when `plan` is performed on `cluster`; a Course for who wants to know the plan in the end.
 
+    Of what a scheme may look at, the seconds of computes are simulated; the rest is seen if the course has a record.
     load: {device: [(seconds, occupancy), ...]}, other people's work from each time on, added to the declared occupancy.
     cost: in place of the one made of model, cluster and profile. contention: whether transfers share links, by default
     wherever a pair of devices has none of its own. watch: sees the rates on the links (`sim.network`).
     Raises PlanError for a deadlock (it says who waits for whom) and for a transfer without its Wait or the reverse;
     InputError where cost or load is unusable.
     """
-    cost = cost or Cost(model, plan.job, cluster, profile)
+    course = plan if isinstance(plan, Course) else Course(plan, model)
+    cost = cost or Cost(model, course.plan.job, cluster, profile)
     shared = not cluster.private if contention is None else contention
-    prices = Prices(plan, model, cost, shared)
+    prices = Prices(course.plan, model, cost, shared)
+    for phase in course.plan.phases:
+        prices.of(phase)  # what cannot be priced is found before the start
     others = {cluster.device(name).name: points for name, points in (load or {}).items()}
-    speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in plan.devices]
+    devices = course.plan.devices
+    speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in devices]
     network = Network(Clock(), cost.routes.capacity, watch) if shared else None
-    events = list(chain.from_iterable(perform(plan, prices, speeds, network)))
-    said = {"seconds": cost.provenance}
-    memory = held_bytes(plan, model, prices.moved)
+    events = list(chain.from_iterable(perform(course, prices, speeds, network)))
+    done, said = course.plan, {"seconds": cost.provenance}
+    memory = held_bytes(done, model, [prices.of(phase).moved for phase in done.phases])
     carried: dict[str, dict[str, float]] = {}
     for (a, b), nbytes in network.carried.items() if network else ():
         if nbytes:
             carried.setdefault(a, {})[b] = nbytes
-    return Timeline("simulated", plan.digest, plan.devices, events, prices.received, said, memory, carried)
+    received = prices.received(done)
+    return Timeline("simulated", done.digest, devices, events, received, said, memory, carried, course.seen)
 
 
 class Priced(Protocol):
     """What ops cost: `Prices`, or what a recording says."""
 
-    def walk(self, rank: int, /) -> Iterator[Price]: ...
+    def beat(self, phase: Phase, rank: int, /) -> Sequence[Price]: ...
 
 
-def perform(plan: Plan, prices: Priced, speeds: list[Speed], network: Network | None = None) -> list[list[Event]]:
+def perform(course: Course, prices: Priced, speeds: list[Speed], network: Network | None = None) -> list[list[Event]]:
     """Perform all ranks; the events of each. PlanError as in `run`."""
     clock, waiting = network.clock if network else Clock(), Waiting()
-    channels = Channels(clock, plan.ranks, network)
-    logs: list[list[Event]] = [[] for _ in plan.devices]
+    channels = Channels(clock, course.plan.ranks, network)
+    logs: list[list[Event]] = [[] for _ in course.plan.devices]
     ranks = [
-        clock.process(_perform(plan, rank, prices, speeds[rank], channels, waiting, log))
+        clock.process(_perform(course, rank, prices, speeds[rank], channels, waiting, log))
         for rank, log in enumerate(logs)
     ]
     finished = clock.all_of(ranks)
@@ -116,33 +123,38 @@ def perform(plan: Plan, prices: Priced, speeds: list[Speed], network: Network | 
 
 
 def _perform(
-    plan: Plan, rank: int, prices: Priced, speed: Speed, channels: Channels, waiting: Waiting, log: list[Event]
+    course: Course, rank: int, prices: Priced, speed: Speed, channels: Channels, waiting: Waiting, log: list[Event]
 ) -> Generator[simpy.Event, None, None]:
-    """Perform `rank`'s ops of `plan` and log the events."""
+    """Perform `rank`'s ops and log the events."""
     pending: dict[str, deque[Turn]] = defaultdict(deque)
     now = 0
-    for (_, base, op), price in zip(plan.walk(rank), prices.walk(rank), strict=True):
-        begin = now
-        match op:
-            case Compute():
-                now += speed.takes(now, price.own_ns)
-                step = base + op.step
-                log.append(_event((rank, "compute", f"{price.label}{step}", step, begin, now, 0, 0)))
-            case Wait():
-                turn = _oldest(pending, op, rank, base)
-                waiting[rank] = base, turn
-                yield from turn.meetings
-                if turn.end_ns > now:
-                    now = turn.end_ns
-                if turn.price.hidden_ns:
-                    now += speed.takes(now, _hidden(turn, begin))
-                log.append(_event((rank, "wait", price.label, base, begin, now, 0, 0)))
-                log[turn.slot] = _event(turn.fields())
-            case _:
-                if price.own_ns:
+    for phase, base in course.beats():
+        busy = 0
+        for op, price in zip(phase.ops[rank], prices.beat(phase, rank), strict=True):
+            begin = now
+            match op:
+                case Compute():
                     now += speed.takes(now, price.own_ns)
-                pending[price.name].append(channels.start(rank, base, price, begin, now, len(log)))
-                log.append(_UNFINISHED)
+                    busy += now - begin
+                    step = base + op.step
+                    log.append(_event((rank, "compute", f"{price.label}{step}", step, begin, now, 0, 0)))
+                case Wait():
+                    turn = _oldest(pending, op, rank, base)
+                    waiting[rank] = base, turn
+                    yield from turn.meetings
+                    if turn.end_ns > now:
+                        now = turn.end_ns
+                    if turn.price.hidden_ns:
+                        now += speed.takes(now, _hidden(turn, begin))
+                    log.append(_event((rank, "wait", price.label, base, begin, now, 0, 0)))
+                    log[turn.slot] = _event(turn.fields())
+                case _:
+                    if isinstance(op, Observe):
+                        course.note(phase, base, op.name, rank, (busy / 1e9,) if op.name == SECONDS else ())
+                    if price.own_ns:
+                        now += speed.takes(now, price.own_ns)
+                    pending[price.name].append(channels.start(rank, base, price, begin, now, len(log)))
+                    log.append(_UNFINISHED)
     for name, turns in pending.items():
         if turns:
             raise PlanError(f"rank {rank} never waits for {name!r}, which it started in step {turns[0].step}")

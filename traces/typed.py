@@ -69,7 +69,8 @@ def _one_of(allowed: tuple[type, ...], name: str) -> Checker:
 
 
 def _sequence(arguments: tuple[Any, ...]) -> Checker:
-    assert arguments[1:] in ((), (...,)), "only sequences of one type"
+    if arguments[1:] not in ((), (...,)):
+        return _fixed(tuple(map(_checker, arguments)))
     item = _checker(arguments[0])
 
     def each(values: Any) -> None:
@@ -82,6 +83,19 @@ def _sequence(arguments: tuple[Any, ...]) -> Checker:
                 i += 1
         except Misfit as misfit:
             raise misfit.inside(f"[{i}]") from None
+
+    return each
+
+
+def _fixed(items: tuple[Checker, ...]) -> Checker:
+    def each(values: Any) -> None:
+        if type(values) not in (tuple, list) or len(values) != len(items):
+            raise Misfit(f"expected a list of {len(items)}, found {_show(values)}")
+        for i, (item, value) in enumerate(zip(items, values, strict=True)):
+            try:
+                item(value)
+            except Misfit as misfit:
+                raise misfit.inside(f"[{i}]") from None
 
     return each
 

@@ -27,6 +27,7 @@ from planner.job import Job
 from planner.model import Model
 from planner.ops import Op
 from planner.plan import Context, Phase, Plan
+from planner.replan import Policy, replanning
 from planner.schemes.distrifusion import ALL, MODES, Mode, displaced
 from planner.schemes.single import single
 from planner.steps import STRIDES, allocate, beat, latency, lost, rounded, synchronous, three_way
@@ -60,6 +61,8 @@ def stadi(
     context: str = "hold",
     damping: float | tuple[float, ...] | None = None,
     skipped: str = "hold",
+    replan: bool = False,
+    tolerance: float = 0.25,
 ) -> Generator[Plan, Seen, None]:
     """Bands on the devices that help; with all strides 1 the very phases of `distrifusion`.
 
@@ -77,6 +80,8 @@ def stadi(
     given. bundle, bessel, equal_weights, context, damping: as in `distrifusion`.
     skipped: a device of stride above 1 holds its last evaluation for the steps between (`hold`), or predicts those it
     skips from its last two (`predict`); ours, at no cost.
+    replan: each beat is timed, and rows and strides follow devices that become slower or faster by more than
+    `tolerance`, without starting again (`planner.replan`; ours). Those given are then the first ones.
 
     Raises InputError where rows, strides, mode or split do not fit, Infeasible if there are too few devices.
     """
@@ -107,7 +112,18 @@ def stadi(
         "skipped": skipped,
         "excluded": [device.name for device in cluster.devices if device.name not in choice.devices],
     }
-    yield Plan("stadi", job, choice.devices, phases, knobs)
+    plan = Plan("stadi", job, choice.devices, phases, knobs)
+    if not replan or plan.ranks == 1:
+        yield plan
+        return
+
+    def anew(step: int, slower: Cost) -> Plan:
+        rest = replace(job, steps=job.steps - step)
+        what = replace(task, job=rest, cost=slower, warmup=max(warmup - step, 1), rows=None, strides=None)
+        again = _choose(replace(what, split=choice.split, exclude=False), choice.devices)
+        return Plan("stadi", rest, again.devices, _phases(what, again, MODES[mode], bundle, after))
+
+    yield from replanning(plan, anew, cost, Policy(tolerance))
 
 
 # From a choice to phases.
