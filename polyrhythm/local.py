@@ -265,7 +265,7 @@ def merge(timelines: list[Timeline], results: list[dict[str, Any]]) -> Timeline:
     first, said = timelines[0], {"seconds": "measured"}
     if any((timeline.plan_digest, timeline.seen) != (first.plan_digest, first.seen) for timeline in timelines):
         raise RanksDisagree("ranks adapted differently to what they saw; are their libraries the same?")
-    return Timeline("measured", first.plan_digest, first.devices, events, received, said, memory, first.seen)
+    return Timeline("measured", first.plan_digest, first.devices, events, received, said, memory, seen=first.seen)
 
 
 def measure(
