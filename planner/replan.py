@@ -56,8 +56,7 @@ def replanning(plan: Plan, anew: Anew, cost: Cost, policy: Policy) -> Generator[
         recent.append(_factors(plan, seen, cost))
         if not _persists(recent[-policy.patience :], belief, policy):
             continue
-        last = recent[-policy.patience :]
-        belief, recent = tuple(sum(of_rank) / len(last) for of_rank in zip(*last, strict=True)), []
+        belief, recent = recent[-1], []  # the first of those beats may have been disturbed for a part of it only
         slower = cost.slowed(dict(zip(plan.devices, belief, strict=True)))
         rest = ordered(anew(seen.step, slower), plan.devices)
         going_on = remaining(plan, slower, seen.step)
