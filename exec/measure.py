@@ -1,31 +1,31 @@
-"""Time model parts and links on this machine, as it is: paced, loaded or free. Samples go to a trace, nothing is fitted.
+"""Time model parts on this machine, as it is: paced, loaded or free. Samples go to a trace, nothing is fitted.
 
 Parts are timed in the real pipeline: a plan whose ops are one Compute per part runs on a band of given rows, and zeros
-stand in for what other ranks would have sent. Links are timed with raw messages of given sizes, blocking and hidden
-behind compute. Sizes are interleaved, so that drift does not look like size.
+stand in for what other ranks would have sent. Sizes are interleaved, so that drift does not look like size. Links are
+timed in `exec/measure_links.py`.
 """
 
 from __future__ import annotations
 
+import os
 import random
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from exec.channels import Channels
 from exec.denoiser import adapter_for, skeleton
 from exec.models import arguments, denoiser, planned_call
 from exec.pace import Pace
 from exec.pipeline import parallelize, unparallelize
-from planner.beats import CONTEXT, layout
+from planner.beats import layout
 from planner.job import Job
-from planner.ops import Compute, Gather, Parcel
+from planner.ops import Compute
 from planner.plan import Phase, Plan
-from planner.trace import MessageSample, PartSample
+from planner.trace import PartSample
 
 Beat = Callable[[int], None]
 
@@ -34,7 +34,9 @@ Beat = Callable[[int], None]
 class Request:
     """What to time. rows: band heights in latent rows; batches: forward items; kinds[process]: name of its device.
 
-    evaluations: per visit of a size, the first of which is dropped; repeats: visits. nbytes: bytes a rank receives.
+    evaluations: per visit of a size, the first of which is dropped; repeats: sweeps over all sizes. transfers: what is
+    timed of links, as {"verb", "link", "members"}, the last a list of groups of processes that take turns; nbytes:
+    bytes a rank receives.
     """
 
     model: str
@@ -48,9 +50,9 @@ class Request:
     batches: tuple[int, ...] = (1, 2)
     evaluations: int = 3
     repeats: int = 3
-    link: str = "gloo"
+    transfers: tuple[dict[str, Any], ...] = ()
     nbytes: tuple[int, ...] = ()
-    message_repeats: int = 30
+    message_repeats: int = 20
 
 
 def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
@@ -66,7 +68,9 @@ def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[di
             for i, seconds in enumerate(time_parts(pipe, request, batch, rows, pace)):
                 number = repeat * (request.evaluations - 1) + i
                 height, width = request.height // pipe.vae_scale_factor, request.width // pipe.vae_scale_factor
-                sample = PartSample(kind, request.name, height, width, request.dtype, batch, rows, number, seconds)
+                sample = PartSample(
+                    kind, request.name, height, width, request.dtype, batch, rows, number, seconds, repeat
+                )
                 samples.append(asdict(sample))
     return samples
 
@@ -100,82 +104,27 @@ def _alone(pipe: Any, job: Job, batch: int, rows: int) -> Plan:
     return Plan("measure", job, tuple(f"rank{i}" for i in range(len(heights))), (phase,))
 
 
-def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
-    """MessageSamples (as dicts) of gathers among the first 2, 3, ... processes, sizes interleaved.
-
-    A gather of which each receives n bytes in a group of g moves n / (g - 1) from each member.
-    """
-    me, world = dist.get_rank(), dist.get_world_size()
-    samples = []
-    for ranks in range(2, world + 1):
-        for repeat in range(request.message_repeats):
-            beat(repeat)
-            for nbytes in request.nbytes:
-                if me < ranks:
-                    times = _time_message(channels, me, ranks, nbytes, pace)
-                    samples.append(asdict(MessageSample(request.link, ranks, nbytes, repeat, *times)))
-            dist.barrier()
-    return samples
-
-
-def _time_message(
-    channels: Channels, me: int, ranks: int, nbytes: int, pace: Pace | None
-) -> tuple[float, float, float]:
-    """(post, total, hidden) seconds of one gather; see `planner.profile.MessageTable`."""
-    group = tuple(range(ranks))
-    op = Gather(Parcel("message", ()), group, CONTEXT)
-    share = max(1, nbytes // (ranks - 1))
-    own = torch.zeros(share, dtype=torch.uint8)
-    sizes = {r: share for r in group if r != me}
-
-    def line_up() -> None:
-        token = own[:1]
-        channels.start(op, me, token, dict.fromkeys(sizes, 1), token).wait()
-
-    line_up()
-    t0 = time.perf_counter()
-    pending = channels.start(op, me, own, sizes, own)
-    t1 = time.perf_counter()
-    pending.wait()
-    t2 = time.perf_counter()
-    work = 2 * (t2 - t0) + 2e-3
-    alone = _work(work, pace)
-    line_up()
-    t3 = time.perf_counter()
-    pending = channels.start(op, me, own, sizes, own)
-    busy = _work(work, pace)
-    pending.wait()
-    t4 = time.perf_counter()
-    del busy
-    return t1 - t0, t2 - t0, max(0.0, (t4 - t3) - alone - (t1 - t0))
+def properties() -> dict[str, Any]:
+    """What this process's device is: for a GPU name, memory, multiprocessors, capability, clocks; else the core's clock."""
+    if not torch.cuda.is_available():
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        return {"cores": cores, "megahertz": [_megahertz(core) for core in cores], "threads": torch.get_num_threads()}
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": found.name,
+        "memory_bytes": found.total_memory,
+        "multiprocessors": found.multi_processor_count,
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": torch.version.cuda,
+        "sm_megahertz": torch.cuda.clock_rate(),
+        "watts": torch.cuda.power_draw() / 1000,
+    }
 
 
-_BLOCK = torch.ones(96, 96)
-
-
-def _work(seconds: float, pace: Pace | None) -> float:
-    """Keep this core as busy as a forward of `seconds` would; returns the seconds it took.
-
-    The amount is fixed by a calibrated count of small matrix products, so that what a hidden transfer steals shows. On a
-    paced device half of the time is slack, as in a segment.
-    """
-    begin = time.perf_counter()
-    for _ in range(int(seconds * (0.5 if pace else 1.0) / _block_seconds())):
-        torch.mm(_BLOCK, _BLOCK)
-    if pace:
-        time.sleep(max(0.0, begin + seconds - time.perf_counter()))
-    return time.perf_counter() - begin
-
-
-_CALIBRATED: list[float] = []
-
-
-def _block_seconds() -> float:
-    if not _CALIBRATED:
-        times = []
-        for _ in range(200):
-            begin = time.perf_counter()
-            torch.mm(_BLOCK, _BLOCK)
-            times.append(time.perf_counter() - begin)
-        _CALIBRATED.append(sorted(times)[100])
-    return _CALIBRATED[0]
+def _megahertz(core: int) -> float:
+    """As the kernel sees it at this moment; 0 where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")][core]
+    except (OSError, IndexError, ValueError):
+        return 0.0

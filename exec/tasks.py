@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from exec import measure as measuring
+from exec import measure_links
 from exec.channels import Channels
 from exec.denoiser import adapter_for, unpack
 from exec.models import arguments, denoiser, every_step, further, load_pipeline, planned_call
@@ -93,8 +94,8 @@ def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     channels.reset(tuple(range(dist.get_world_size())))
     parts = measuring.parts(pipe, request, pace, beat) if request.rows else []
     dist.barrier()
-    messages = measuring.messages(channels, request, pace, beat) if request.nbytes else []
-    return {"parts": parts, "messages": messages}
+    messages = measure_links.messages(channels, request, pace, beat) if request.nbytes else []
+    return {"parts": parts, "messages": messages, "properties": measuring.properties()}
 
 
 def collect(result: dict[str, Any]) -> list[dict[str, Any]]:

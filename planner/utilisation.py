@@ -60,7 +60,7 @@ def forward(profile: Profile, model: Model, job: Job, device: Device, rows: int,
     height, width = model.latent_size(job)
     shape = Shape(rows, width, height * width, batch)
     found = _measured(profile, model, job, device.kind, shape)
-    return found or _transferred(profile, model, job, device, shape) or datasheet(model, job, device, shape)
+    return found or transferred(profile, model, job, device, shape) or datasheet(model, job, device, shape)
 
 
 def _measured(profile: Profile, model: Model, job: Job, kind: str, shape: Shape) -> Forward | None:
@@ -146,7 +146,7 @@ def _kernels(model: Model) -> int:
     return sum(part.kernels for part in model.parts)
 
 
-def _transferred(profile: Profile, model: Model, job: Job, device: Device, shape: Shape) -> Forward | None:
+def transferred(profile: Profile, model: Model, job: Job, device: Device, shape: Shape) -> Forward | None:
     """Rung 3; None if `device` has no datasheet or nothing with one was measured for this model and dtype."""
     if not device.flops_per_second > 0:
         return None

@@ -26,6 +26,7 @@ from planner.timeline import Timeline
 from planner.volume import volume
 from polyrhythm import planfile, why
 from polyrhythm.choosing import Alternative, Planned, Wish, chosen
+from polyrhythm.interval import bounded
 from sim.run import run as perform
 from traces.hints import did_you_mean, unknown
 from traces.store import load_model
@@ -157,7 +158,10 @@ def simulate(
 
     load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it.
     """
-    return _simulated(plan, load_model(plan.job.model), cluster, profile, load)
+    model = load_model(plan.job.model)
+    done = _simulated(plan, model, cluster, profile, load)
+    bounded(done.timeline, plan, model, cluster, profile, load)
+    return done
 
 
 def _simulated(
@@ -240,10 +244,10 @@ def plan(
     model = load_model(job.model)
     if scheme == AUTO:
         check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
-        return chosen(model, job, cluster, profile, knobs, wish or Wish())
+        return _bounded(chosen(model, job, cluster, profile, knobs, wish or Wish()), profile)
     if wish is not None:
         raise UsageError(f"fidelity is weighed where the scheme is chosen; leave out --scheme {scheme}")
-    return _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
+    return _bounded(_priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile), profile)
 
 
 def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = None, **knobs: Any) -> Plan:
@@ -260,7 +264,7 @@ def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = 
 def load_planned(path: Path | str, cluster: Cluster | None = None, profile: Profile | None = None) -> Planned:
     """A plan file, checked and simulated on `cluster`, by default the one in the file."""
     found, cluster = load_plan(path, cluster)
-    return _priced(found, load_model(found.job.model), cluster, profile)
+    return _bounded(_priced(found, load_model(found.job.model), cluster, profile), profile)
 
 
 def load_plan(path: Path | str, cluster: Cluster | None = None) -> tuple[Plan, Cluster]:
@@ -302,6 +306,12 @@ def _made(
 
 def _priced(made: Plan, model: Model, cluster: Cluster, profile: Profile | None) -> Planned:
     return Planned(made, cluster, _simulated(made, model, cluster, profile).timeline, volume(made, model))
+
+
+def _bounded(planned: Planned, profile: Profile | None) -> Planned:
+    """With the interval of its prediction."""
+    bounded(planned.timeline, planned.plan, load_model(planned.plan.job.model), planned.cluster, profile)
+    return planned
 
 
 @dataclass(frozen=True)
@@ -379,21 +389,21 @@ def measure(
     cluster: Cluster,
     job: Job,
     rows: tuple[int, ...] | None = None,
+    nbytes: tuple[int, ...] | None = None,
     *,
     backend: str = "gloo",
     progress: Callable[[str], None] = SILENT,
 ) -> Measured:
     """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
 
-    rows: band heights in latent rows, by default about 14 of them. Raises InputError without torch.
+    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages. Raises InputError without
+    torch.
     """
     need_torch()
     from polyrhythm import local
 
-    directory = local.model_directory(job.model)
-    return Measured(
-        *local.measure(cluster, directory, load_model(job.model), job, rows, backend=backend, progress=progress)
-    )
+    model, options = load_model(job.model), {"backend": backend, "progress": progress}
+    return Measured(*local.measure(cluster, local.model_directory(job.model), model, job, rows, nbytes, **options))
 
 
 def save_measured(directory: Path | str, measured: Measured) -> Measured:
@@ -408,7 +418,7 @@ def save_measured(directory: Path | str, measured: Measured) -> Measured:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A profile and how well each of its tables predicts sizes that it did not see."""
+    """A profile, and how well it predicts what it did not see."""
 
     profile: Profile
     report: FitReport
@@ -416,7 +426,7 @@ class Fitted:
 
     def to_json(self) -> dict[str, Any]:
         about = {key: value for key, value in self.profile.about.items() if key != "fit"}
-        return {"schema_version": SCHEMA_VERSION, "path": self.path, "tables": self.report.to_json(), "about": about}
+        return {"schema_version": SCHEMA_VERSION, "path": self.path} | self.report.to_json() | {"about": about}
 
 
 def fit(trace: Trace) -> Fitted:

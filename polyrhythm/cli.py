@@ -441,16 +441,17 @@ def measure(
     job: dict[str, Any],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the trace goes.")],
     rows: Annotated[str | None, typer.Option(metavar="4,8,16", help="Band heights to time, in latent rows.")] = None,
+    nbytes: Annotated[str | None, typer.Option(metavar="1024,65536", help="Sizes of messages to time.")] = None,
     backend: Annotated[Backend, typer.Option()] = Backend.gloo,
 ) -> Any:
     """Time a model's parts and the links on this machine."""
     from polyrhythm import api
     from polyrhythm.render import working
 
-    bands = _numbers("rows", rows, int) if rows else None
+    bands, sizes = (_numbers(*given, int) if given[1] else None for given in (("rows", rows), ("nbytes", nbytes)))
     asked, wanted = _job(job), _given(cluster)
     with working("measuring") as progress:
-        found = api.measure(wanted, asked, bands, backend=backend.value, progress=progress)
+        found = api.measure(wanted, asked, bands, sizes, backend=backend.value, progress=progress)
     return api.save_measured(output, found)
 
 

@@ -24,7 +24,8 @@ from planner.profile import Profile
 from planner.schemes import SCHEMES
 from planner.timeline import Timeline
 from planner.volume import volume
-from polyrhythm.local import Machine, RunResult, machine, model_directory
+from polyrhythm.interval import bounded
+from polyrhythm.local import Machine, RunResult, band_sizes, machine, model_directory
 from sim.run import run as simulate
 from traces import report
 from traces.chrome import write_chrome
@@ -41,7 +42,10 @@ PROMPT = "red star on blue"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. psnr_db: of the decoded picture against the single device's; None for that itself."""
+    """One line of the table. psnr_db: of the decoded picture against the single device's; None for that itself.
+
+    interval_seconds: 80 % interval of the prediction; provenance: of the seconds it is made of.
+    """
 
     model: str
     scheme: str
@@ -54,6 +58,8 @@ class Row:
     foreign_load: float
     rows: tuple[int, ...]
     strides: tuple[int, ...]
+    interval_seconds: tuple[float, float]
+    provenance: str
 
 
 @dataclass(frozen=True)
@@ -152,9 +158,7 @@ def _one_model(
     sampler = "ddim" if model.family == "unet" else "flow-euler"
     job = Job(name, 128, 128, steps, 4.0, sampler, "float32", 1, seed)
     height, _ = model.latent_size(job)
-    sizes = tuple(sorted({height * i // 8 // model.granule * model.granule for i in range(1, 9)} - {0}))
-    if not quick:
-        sizes = tuple(sorted({*sizes, height * 5 // 16, height * 11 // 16}))
+    sizes = band_sizes(model, height, 8 if quick else 12)
     trace = here.measure(directory, name, job, sizes, repeats=2 if quick else 3)
     profile = fit(trace)
     save_trace(home / f"{name}.trace", trace)
@@ -193,7 +197,7 @@ def _one_row(
     from safetensors.numpy import load_file
 
     plan = candidate.plan
-    predicted = simulate(plan, model, here.cluster, profile)
+    predicted = bounded(simulate(plan, model, here.cluster, profile), plan, model, here.cluster, profile)
     output = str(home / "last.safetensors")
     result = _undisturbed(
         lambda: here.run(plan, directory, prompt=PROMPT, output=output, expected_seconds=predicted.latency_seconds)
@@ -214,6 +218,8 @@ def _one_row(
         round(result.foreign_load, 3),
         tuple(r.count for r in plan.phases[-1].rows),
         plan.phases[-1].strides,
+        tuple(predicted.provenance["interval_seconds"]),
+        predicted.provenance["seconds"],
     )
     return row, predicted, measured, picture
 
@@ -270,7 +276,9 @@ def _write(
     images, page = home / "images.png", home / "report.html"
     write(images, png(np.vstack(lines)))
     table = [
-        asdict(row) | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))}
+        asdict(row)
+        | {"rows": ", ".join(map(str, row.rows)), "strides": ", ".join(map(str, row.strides))}
+        | {"interval_seconds": " to ".join(f"{end:.2f}" for end in row.interval_seconds)}
         for row in rows
     ]
     write(page, report.html("Polyrhythm demo", table, shown, [(label, png(tile)) for label, tile in tiles]))

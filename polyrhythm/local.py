@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from planner.profile import PartTable, Profile
 from planner.timeline import Seen, Timeline
 from planner.trace import MessageSample, PartSample, Trace
 from polyrhythm.load import Load
+from traces.store import load_model
 
 # A paced device of speed 1 takes this many times what its core needs, so that there is slack to absorb noise.
 PACE = 2.0
-MESSAGE_SIZES = (64, 1024, 16 * 1024, 64 * 1024, 256 * 1024, 1 << 20, 2 << 20, 4 << 20, 8 << 20)
+MESSAGE_SIZES = (64, 1 << 10, 1 << 12, *(1 << power for power in range(14, 24)))
 TIMEOUT_SECONDS = 60.0
 
 Progress = Callable[[str], None]
@@ -102,8 +105,9 @@ class Machine:
         if self.nominal is not None or not any("@" in kind for kind in self.kinds):
             return
         self.progress("timing the cores to pace the virtual devices by")
-        height = job.height
-        trace = self._measure(model, name, job, _sizes(name, height, 4), (), None, repeats=3)
+        description = load_model(name)
+        sizes = band_sizes(description, description.latent_size(job)[0], 4)
+        trace = self._measure(model, name, job, sizes, (), None, repeats=3)
         batches = sorted({sample.batch for sample in trace.parts})
         self.nominal = Profile(tuple(_nominal([s for s in trace.parts if s.batch == b]) for b in batches))
 
@@ -131,7 +135,6 @@ class Machine:
         paces: list[dict[str, Any] | None] | None,
         repeats: int,
     ) -> Trace:
-        links = {link.kind for _, _, link in self.cluster.links}
         request = {
             "model": model,
             "name": name,
@@ -143,8 +146,8 @@ class Machine:
             "rows": rows,
             "batches": sorted({job.batch, job.batch * len(job.branches)}),
             "repeats": repeats,
-            "nbytes": nbytes if len(self.cluster.devices) > 1 else (),
-            "link": next(iter(links), "none"),
+            "nbytes": nbytes,
+            "transfers": _transfers(self.cluster) if nbytes else (),
         }
         paces = paces or [None] * len(self.kinds)
         load = Load(self.processes)
@@ -156,7 +159,11 @@ class Machine:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "devices": list(self.kinds),
+            "properties": [r["properties"] for r in results],
+            "datasheets": [asdict(d) for d in self.cluster.devices if d.flops_per_second > 0],
             "competitors": list(self.competitors),
+            "occupancy": [device.occupancy for device in self.cluster.devices],
+            "model": model_hash(model),
             "machine": machine(),
             "foreign_load": round(load.foreign_cores(), 3),
         }
@@ -228,8 +235,9 @@ class Machine:
         paces: list[dict[str, Any] | None] = []
         for device in self.cluster.devices:
             _, paced, speed = device.kind.partition("@")
-            later = [(step, float(speed) * (1 - share)) for step, share in sorted(self.arriving.get(device.name, ()))]
-            paces.append({"speed": float(speed), "nominal": nominal, "later": later} if paced else None)
+            own = float(speed or 1) * (1 - device.occupancy)
+            later = [(step, own * (1 - share)) for step, share in sorted(self.arriving.get(device.name, ()))]
+            paces.append({"speed": own, "nominal": nominal, "later": later} if paced else None)
         return paces
 
 
@@ -274,12 +282,13 @@ def measure(
     description: Model,
     job: Job,
     rows: tuple[int, ...] | None = None,
+    nbytes: tuple[int, ...] | None = None,
     **machine_options: Any,
 ) -> tuple[Trace, Profile | None]:
     """Start this machine's processes, time `model` and the links; the trace, and what paced devices were paced by."""
-    rows = rows or _sizes(description.name, job.height, 14, description)
+    rows = rows or band_sizes(description, description.latent_size(job)[0], 14)
     with Machine(cluster, **machine_options) as here:
-        return here.measure(model, description.name, job, rows), here.nominal
+        return here.measure(model, description.name, job, rows, nbytes or MESSAGE_SIZES), here.nominal
 
 
 def run(
@@ -331,6 +340,35 @@ def model_directory(name: str) -> str:
     return str(home / name) if (home / name / "model_index.json").is_file() else name
 
 
+def _transfers(cluster: Cluster) -> list[dict[str, Any]]:
+    """What to time of the links: by kind of link gathers and broadcasts of all group sizes and messages one way.
+
+    The groups of one size whose members are all joined by links of this kind take turns; at most eight of them.
+    """
+    names = [device.name for device in cluster.devices]
+    pairs = {pair: cluster.link(names[pair[0]], names[pair[1]]).kind for pair in combinations(range(len(names)), 2)}
+    found = []
+    for kind in sorted(set(pairs.values())):
+        for size in range(2, len(names) + 1):
+            groups = [
+                g for g in combinations(range(len(names)), size) if {pairs[p] for p in combinations(g, 2)} == {kind}
+            ]
+            turns = groups[:: max(1, len(groups) // 8)][:8]
+            verbs = {"gather": turns, "broadcast": turns}
+            if size == 2:
+                verbs = {"gather": turns, "send": [pair[::way] for pair in turns for way in (1, -1)]}
+            found += [{"verb": verb, "link": kind, "members": members} for verb, members in verbs.items() if members]
+    return found
+
+
+def model_hash(directory: str) -> dict[str, str]:
+    """Name and hash of the denoiser's configuration, where it is on this disk."""
+    configs = [Path(directory) / part / "config.json" for part in ("unet", "transformer")]
+    return {
+        f"{path.parent.name}/config.json": sha256(path.read_bytes()).hexdigest() for path in configs if path.is_file()
+    }
+
+
 def machine() -> dict[str, Any]:
     """What this machine is, for provenance: cores, processor, kernel, library versions."""
     import platform
@@ -361,14 +399,11 @@ def _processor() -> str:
         return platform.processor()
 
 
-def _sizes(name: str, height: int, count: int, description: Model | None = None) -> tuple[int, ...]:
-    """About `count` band heights in latent rows, denser where small, from the smallest to the whole image."""
-    from traces.store import load_model
-
-    model = description or load_model(name)
-    rows, granule = height // model.vae_scale, model.granule
-    wanted = [rows * ((i + 1) / count) ** 1.3 for i in range(count)]
-    return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {granule, rows}))
+def band_sizes(model: Model, height: int, count: int) -> tuple[int, ...]:
+    """About `count` of the band heights that `height` latent rows allow, denser where small, from least to all."""
+    granule = model.granule
+    wanted = [height * ((i + 1) / count) ** 1.3 for i in range(count)]
+    return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {granule, height}))
 
 
 def _nominal(samples: list[PartSample]) -> PartTable:

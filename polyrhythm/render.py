@@ -173,7 +173,11 @@ def _value(value: Any) -> str:
 
 
 def _said(provenance: dict[str, Any]) -> str:
-    return f"seconds from: {provenance.get('seconds', 'unknown')}"
+    said = f"seconds from: {provenance.get('seconds', 'unknown')}"
+    if "interval_seconds" in provenance:
+        low, high = map(seconds, provenance["interval_seconds"])
+        said += f"; {provenance['coverage']:.0%} between {low} and {high}"
+    return said
 
 
 def _explanation(result: Explanation, console: Console) -> None:
@@ -299,11 +303,31 @@ def _measured(result: Measured, console: Console) -> None:
 
 
 def _fitted(result: Fitted, console: Console) -> None:
-    rows = [(r.what, r.sizes, r.smallest, r.largest, r.repeats, share(r.error)) for r in result.report.rows]
-    _table(console, "", ("table", "sizes", "from", "to", "repeats", "held-out error"), rows)
-    for row in result.report.rows:
+    report = result.report
+    rows = [
+        (
+            r.what,
+            r.sizes,
+            r.smallest,
+            r.largest,
+            r.repeats,
+            f"{r.spread[0] - 1:+.1%} {r.spread[1] - 1:+.1%}",
+            share(r.interference),
+            share(r.error),
+        )
+        for r in report.rows
+    ]
+    columns = ("table", "sizes", "from", "to", "repeats", "a run's mean", "interference", "held-out error")
+    _table(console, "", columns, rows)
+    lines = [(h.split, h.what, h.cases, share(h.median), share(h.p90), h.refused or "") for h in report.held_out]
+    if lines:
+        heads = ("held out, one at a time", "of", "cases", "median error", "90 % below", "refused")
+        _table(console, "", heads, lines)
+    for row in report.rows:
         for warning in row.warnings:
             print(f"warning: {row.what}: {warning}")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
     if result.path:
         print(f"wrote {result.path}")
 

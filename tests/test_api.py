@@ -99,7 +99,7 @@ def test_plan_document_is_the_plan_file_and_more(tmp_path):
     document = planned.to_json()
     assert {k: document[k] for k in planned.plan.to_json()} == planned.plan.to_json()
     assert document["predicted_seconds"] == planned.predicted_seconds > 0
-    assert document["provenance"] == {"seconds": "datasheet"}
+    assert document["provenance"]["seconds"] == "datasheet"
     assert set(document["volume"]) == {"steady_step_received_bytes", "received_bytes", "total_bytes"}
     assert document["volume"]["total_bytes"] == sum(document["volume"]["received_bytes"])
     (tmp_path / "shown.json").write_text(json.dumps(document))

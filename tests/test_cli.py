@@ -108,7 +108,7 @@ def test_plan_json_keeps_the_promise():
     found = document("plan", *TWO, "--scheme", "distrifusion", "--warmup", 2, "--rows", "44,20")
     assert found["phases"] and found["scheme"] == "distrifusion" and found["devices"] == ["rtx-5090", "rtx-3090"]
     assert found["predicted_seconds"] > 0
-    assert found["provenance"] == {"seconds": "datasheet"}
+    assert found["provenance"]["seconds"] == "datasheet"
     volume = found["volume"]
     assert set(volume) == {"steady_step_received_bytes", "received_bytes", "total_bytes"}
     assert len(volume["steady_step_received_bytes"]) == len(volume["received_bytes"]) == 2
@@ -237,7 +237,7 @@ def local(monkeypatch):
         fake.asked.append((plan, model, cluster, what))
         return Ran(Timeline("measured", plan.digest, plan.devices, []))
 
-    def measure(cluster, model, description, job, rows=None, **options):
+    def measure(cluster, model, description, job, rows=None, nbytes=None, **options):
         fake.asked.append((cluster, model, description, job, rows))
         options["progress"]("timing")
         return trace(), Profile()
@@ -450,7 +450,7 @@ def test_demo_json_keeps_the_promise(monkeypatch):
     def walk(*models, progress, **options):
         asked.append((models, options))
         progress("timing")
-        row = home.Row("shapes-unet", "cfg", 1.0, 1.1, -0.09, None, 8, 8, 0.0, (64, 64), (1, 1))
+        row = home.Row("shapes-unet", "cfg", 1.0, 1.1, -0.09, None, 8, 8, 0.0, (64, 64), (1, 1), (0.9, 1.2), "interpolated")
         return home.Demo((row,), {}, {}, ("demo-out/report.html",), 2.0)
 
     monkeypatch.setattr(home, "demo", walk)

@@ -1,13 +1,17 @@
 """Fitting, on samples whose profile can be worked out by hand."""
 
 import random
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
+from planner.cluster import Device
 from planner.errors import InputError
+from planner.profile import LEVELS
 from planner.trace import MessageSample, PartSample, Trace
 from traces.fit import fit, nondecreasing, report, trimmed
+from traces.store import load_model
 
 
 def forward(rows, seconds, repeat=0, device="cpu", batch=2):
@@ -47,8 +51,6 @@ def test_a_table_holds_the_kept_mean_of_every_part():
     assert table.error is None  # no size between two others
 
 
-
-
 def test_held_out_error_by_hand():
     # a row costs 1 of 4 and 4/3 of 12, so 7/6 of 8: a sixth too much
     whole = {4: 4.0, 8: 8.0, 12: 16.0}
@@ -84,7 +86,7 @@ def test_what_it_says_of_itself():
     parts, messages = report(profile).rows
     assert (parts.what, parts.sizes, parts.smallest, parts.largest) == ("cpu tiny 32x32 float32 batch 2", 3, 4, 12)
     assert (parts.repeats, parts.error) == (5, pytest.approx(0.0))
-    assert (messages.what, messages.sizes, messages.error) == ("gloo 2 ranks", 1, None)
+    assert (messages.what, messages.sizes, messages.error) == ("gloo gather 2 ranks", 1, None)
     assert "0.0%" in str(report(profile)) and "unknown" in str(report(profile))
     assert report(type(profile).from_json(profile.to_json())) == report(profile)
 
@@ -113,3 +115,82 @@ def test_what_cannot_be_fitted():
         fit(Trace())
     with pytest.raises(InputError, match="different numbers of parts"):
         fit(Trace({}, (forward(4, (1.0,)), forward(8, (1.0, 2.0)))))
+
+
+def test_the_spread_is_students_t_over_sweeps():
+    # three sweeps whose means are 0.99, 1 and 1.01 of the table: t = 1.886 for 80 % and two degrees of freedom
+    samples = [forward(4, (s,), i) for i, s in enumerate((0.99, 1.0, 1.01))]
+    samples = [replace(s, sweep=s.repeat) for s in samples]
+    (table,) = fit(Trace({}, tuple(samples))).parts
+    assert table.spread == pytest.approx(
+        (1 - 1.886 * 0.01 * (4 / 3) ** 0.5, 1 + 1.886 * 0.01 * (4 / 3) ** 0.5), rel=1e-3
+    )
+    assert len(table.noise) == len(LEVELS) and table.noise[3] == pytest.approx(1.0)
+    assert list(table.noise) == sorted(table.noise)
+
+
+def test_one_sweep_says_nothing_of_the_spread():
+    (table,) = fit(Trace({}, (forward(4, (1.0,)),))).parts
+    assert table.spread == (1.0, 1.0)
+
+
+def test_held_out_sizes_of_messages_are_not_in_the_table_that_predicts_them():
+    # 2000 costs as much as 4000; pooled with it, or not: from 1000 and 4000 it is 2e-4, was 3e-4
+    samples = [message(n, t) for n, t in ((1000, 1e-4), (2000, 3e-4), (4000, 4e-4))]
+    profile = fit(Trace({}, (), tuple(samples)))
+    assert profile.messages[0].error == pytest.approx(1 / 3)
+    (line,) = report(profile).held_out
+    assert (line.split, line.what, line.cases) == ("message sizes", "gloo gather 2 ranks", 1)
+
+
+def test_held_out_image_sizes_and_devices():
+    """A law that holds for every size is found from other image sizes, and on a device twice as fast."""
+    model = load_model("shapes-mmdit")
+
+    def law(device, height, rows, batch):
+        flops = model.flops(0, model.latent, rows, height, 64, batch)
+        return (1e-9 * flops + 0.05) / (2 if device == "fast" else 1)
+
+    samples = [
+        PartSample(device, "shapes-mmdit", height, 64, "float32", batch, rows, 0, (law(device, height, rows, batch),))
+        for device in ("fast", "slow")
+        for height in (32, 64, 128)
+        for batch in (1, 2)
+        for rows in range(4, height + 1, 4)
+    ]
+    samples.append(PartSample("slow", "shapes-mmdit", 1024, 64, "float32", 1, 4, 0, (law("slow", 1024, 4, 1),)))
+    sheets = [
+        asdict(Device(k, k, f * 1e12, 0.0, f * 1e11, launch_seconds=1e-6 / f)) for k, f in (("fast", 2), ("slow", 1))
+    ]
+    profile = fit(Trace({"datasheets": sheets}, tuple(samples)))
+    found = {(line.split, line.what): line for line in report(profile).held_out}
+    for device in ("fast", "slow"):
+        assert found["sizes", f"{device} shapes-mmdit"].median < 1e-9
+        assert found["image sizes", f"{device} shapes-mmdit"].median < 1e-9
+        assert found["image sizes", f"{device} shapes-mmdit"].refused == (device == "slow")  # 8 times the next image
+        assert found["devices", f"{device} shapes-mmdit"].median < 1e-9
+    assert profile.devices[0].kind == "fast"
+
+
+def test_held_out_group_sizes():
+    samples = [message(n, 1e-4 + n * 1e-9 * (ranks - 1), ranks=ranks) for ranks in (2, 3) for n in (1000, 2000)]
+    line = next(h for h in report(fit(Trace({}, (), tuple(samples)))).held_out if h.split == "group sizes")
+    assert line.what == "gloo gather" and line.cases == 4
+    off = [
+        abs(a / b - 1)
+        for n in (1e3, 2e3)
+        for a, b in ((1e-4 + n * 1e-9, 1e-4 + 2e-9 * n), (1e-4 + 2e-9 * n, 1e-4 + n * 1e-9))
+    ]
+    assert line.median == pytest.approx(np.median(off))
+
+
+def test_kinds_of_transfers_have_their_own_tables():
+    samples = [message(1000, 1e-4), replace(message(1000, 2e-4), verb="send")]
+    profile = fit(Trace({}, (), tuple(samples)))
+    assert profile.message_table("gloo", 2).total == (1e-4,)
+    assert profile.message_table("gloo", 2, "send").total == (2e-4,)
+
+
+def test_a_changed_table_is_pointed_out():
+    profile = fit(Trace({"changed": ["parts.csv"]}, (forward(4, (1.0,)),)))
+    assert report(profile).warnings == ("parts.csv was changed since it was written",)

@@ -30,6 +30,8 @@ def test_rows_compare_prediction_measurement_picture_and_bytes(walked) -> None:
     for row in found.rows:
         assert row.predicted_seconds > 0 and row.measured_seconds > 0
         assert row.planned_bytes == row.moved_bytes
+        low, high = row.interval_seconds
+        assert low <= row.predicted_seconds <= high and row.provenance in {"measured", "interpolated", "extrapolated"}
     assert found.rows[0].psnr_db is None and found.rows[1].psnr_db > 60  # cfg is exact
     document = found.to_json()
     keys = {"scheme", "predicted_seconds", "measured_seconds", "psnr_db", "planned_bytes", "moved_bytes"}

@@ -1,29 +1,38 @@
-"""From a trace to a profile: robust means of parts, medians of messages, and the error of sizes held out."""
+"""From a trace to a profile: robust means of parts, medians of messages, their spread, and the error on what was held out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
+from planner.cluster import Device
 from planner.errors import InputError
-from planner.profile import MessageTable, PartTable, Profile
+from planner.model import Model
+from planner.profile import LEVELS, MessageTable, PartTable, Profile
 from planner.trace import MessageSample, PartSample, Trace
+from traces import catalogue
+from traces.held_out import HeldOut, Models, message_errors, size_errors, splits
 
 TRIM = 0.1  # of the repeats at either end
 BUMP = 0.02  # how much less more rows may cost before we warn
+INSIDE = 0.8  # what the intervals are to cover
 
 # What a profile keeps of its trace's meta.
-ABOUT = ("date", "command", "devices", "versions", "foreign_load", "notes")
+ABOUT = ("date", "command", "devices", "properties", "occupancy", "machine", "foreign_load", "changed", "notes")
 
 Sample = TypeVar("Sample", PartSample, MessageSample)
 
 
 @dataclass(frozen=True)
 class FitRow:
-    """How one table was had. repeats: fewest of any size; error: held-out relative error, median over inner sizes."""
+    """How one table was had. repeats: fewest of any size; error: held-out relative error, median over inner sizes.
+
+    spread: 80 % interval of what a run's mean is, as factors; interference: of links, `MessageTable.interference`.
+    """
 
     what: str
     sizes: int
@@ -31,17 +40,33 @@ class FitRow:
     largest: int
     repeats: int
     error: float | None
+    spread: tuple[float, ...] = (1.0, 1.0)
+    interference: float | None = None
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """A row per table of a profile; prints as a table."""
+    """A row per table of a profile, and a line per split into what was seen and what was held out; prints as tables."""
 
     rows: tuple[FitRow, ...]
+    held_out: tuple[HeldOut, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(row) | {"warnings": list(row.warnings)} for row in self.rows]
+    def to_json(self) -> dict[str, Any]:
+        rows = [asdict(row) | {"warnings": list(row.warnings), "spread": list(row.spread)} for row in self.rows]
+        return {"tables": rows, "held_out": [asdict(h) for h in self.held_out], "warnings": list(self.warnings)}
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> FitReport:
+        """Inverse of `to_json`; InputError if the document is not a report."""
+        lists = ("warnings", "spread")
+        try:
+            rows = [FitRow(**(row | {k: tuple(row[k]) for k in lists})) for row in document["tables"]]
+            held_out = [HeldOut(**line) for line in document["held_out"]]
+            return FitReport(tuple(rows), tuple(held_out), tuple(document["warnings"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"profile: about.fit is not a fit report ({error})") from error
 
     def __str__(self) -> str:
         width = max((len(row.what) for row in self.rows), default=4)
@@ -52,31 +77,47 @@ class FitReport:
                 f"{row.what:{width}}  {row.sizes:5}  {row.smallest:8}  {row.largest:8}  {row.repeats:7}  {error}"
             )
             lines += [f"  warning: {warning}" for warning in row.warnings]
-        return "\n".join(lines)
+        lines += [f"held-out {h.split}: {h.what}: median {h.median:.1%}, p90 {h.p90:.1%}" for h in self.held_out]
+        return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
 
-def fit(trace: Trace) -> Profile:
+def fit(trace: Trace, models: Models | None = None) -> Profile:
     """A profile of everything in the trace; `about` keeps where it came from, and under `fit` what `report` shows.
 
-    Raises InputError if the trace is empty or its samples do not belong together.
+    models: descriptions by name, by default the shipped ones; without its description a model's image sizes and devices
+    cannot be held out. Raises InputError if the trace is empty or its samples do not belong together.
     """
     if not trace.parts and not trace.messages:
         raise InputError("trace: nothing was measured; make one with `polyrhythm measure`")
     parts = [_part_table(key, group) for key, group in _grouped(trace.parts, _part_key)]
     messages = [_message_table(key, group) for key, group in _grouped(trace.messages, _message_key)]
-    rows = [row for _, row in parts] + [row for _, row in messages]
+    tables = tuple(table for table, _ in parts), tuple(table for table, *_ in messages)
     about = {name: trace.meta[name] for name in ABOUT if name in trace.meta}
-    about["fit"] = FitReport(tuple(rows)).to_json()
-    return Profile(tuple(table for table, _ in parts), tuple(table for table, _ in messages), about)
+    profile = Profile(*tables, about, _datasheets(trace, {table.device for table in tables[0]}))
+    changed = tuple(f"{name} was changed since it was written" for name in trace.meta.get("changed", ()))
+    rows = tuple(row for _, row in parts) + tuple(row for _, row, _ in messages)
+    held_out = splits(profile, [(table.name, errors) for table, _, errors in messages], models or _shipped)
+    about["fit"] = FitReport(rows, held_out, changed).to_json()
+    return profile
 
 
 def report(profile: Profile) -> FitReport:
     """How the tables of a fitted profile were had; empty for a profile that was not made by `fit`."""
-    try:
-        rows = [FitRow(**(row | {"warnings": tuple(row["warnings"])})) for row in profile.about.get("fit", [])]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"profile: about.fit is not a fit report ({error})") from error
-    return FitReport(tuple(rows))
+    document = profile.about.get("fit")
+    return FitReport(()) if document is None else FitReport.from_json(document)
+
+
+def _shipped(name: str) -> Model | None:
+    from traces.store import load_model, model_names
+
+    return load_model(name) if name in model_names() else None
+
+
+def _datasheets(trace: Trace, kinds: set[str]) -> tuple[Device, ...]:
+    """What is known of the measured kinds: by the trace itself, else by the catalogue."""
+    own = {sheet["kind"]: Device(**sheet) for sheet in trace.meta.get("datasheets", [])}
+    found = {kind: own.get(kind) or catalogue.devices().get(kind) for kind in sorted(kinds)}
+    return tuple(replace(device, name=kind, occupancy=0.0) for kind, device in found.items() if device)
 
 
 def trimmed(forwards: np.ndarray) -> np.ndarray:
@@ -107,7 +148,7 @@ def _part_key(sample: PartSample) -> tuple[Any, ...]:
 
 
 def _message_key(sample: MessageSample) -> tuple[Any, ...]:
-    return sample.link, sample.ranks
+    return sample.link, sample.ranks, sample.verb
 
 
 def _grouped(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> list[tuple[Any, list[Sample]]]:
@@ -119,62 +160,74 @@ def _grouped(samples: Iterable[Sample], key: Callable[[Sample], Any]) -> list[tu
 
 def _part_table(key: tuple[Any, ...], samples: list[PartSample]) -> tuple[PartTable, FitRow]:
     device, model, height, width, dtype, batch = key
-    what = f"{device} {model} {height}x{width} {dtype} batch {batch}"
-    if len({len(sample.seconds) for sample in samples}) != 1:
-        raise InputError(f"trace: {what}: samples with different numbers of parts")
     sizes = _grouped(samples, lambda sample: sample.rows)
-    seconds = [trimmed(np.array([sample.seconds for sample in group])) for _, group in sizes]
-    lines = tuple(tuple(map(float, line)) for line in seconds)
-    table = PartTable(device, model, height, width, dtype, batch, tuple(rows for rows, _ in sizes), lines)
-    whole = [float(line.sum()) for line in seconds]
-    parts = len(seconds[0])
-    error = _held_out(table.rows, whole, lambda keep, x: _pick(table, keep).at(0, parts, x)[0])
+    if len({len(sample.seconds) for sample in samples}) != 1:
+        what = f"{device} {model} {height}x{width} {dtype} batch {batch}"
+        raise InputError(f"trace: {what}: samples with different numbers of parts")
+    lines = [trimmed(np.array([sample.seconds for sample in group])) for _, group in sizes]
+    seconds = tuple(tuple(map(float, line)) for line in lines)
+    table = PartTable(device, model, height, width, dtype, batch, tuple(rows for rows, _ in sizes), seconds)
+    whole = {rows: sums[-1] for rows, sums in zip(table.rows, table.sums)}
+    seen = [(s.sweep, sum(s.seconds) / whole[s.rows]) for s in samples if whole[s.rows] > 0]
+    table = replace(
+        table, error=_typical(size_errors(table)), spread=_spread(seen), noise=_noise([ratio for _, ratio in seen])
+    )
     warnings = tuple(
-        f"{b} rows cost less than {a} ({tb:.4g} s after {ta:.4g} s): disturbed, or a kernel's threshold"
-        for a, b, ta, tb in zip(table.rows, table.rows[1:], whole, whole[1:])
-        if tb < (1 - BUMP) * ta
+        f"{b} rows cost less than {a} ({whole[b]:.4g} s after {whole[a]:.4g} s): disturbed, or a kernel's threshold"
+        for a, b in pairwise(table.rows)
+        if whole[b] < (1 - BUMP) * whole[a]
     )
-    return replace(table, error=error), _row(what, sizes, error, warnings)
+    return table, _row(table, sizes, warnings=warnings)
 
 
-def _pick(table: PartTable, keep: list[int]) -> PartTable:
-    return replace(
-        table, rows=tuple(table.rows[i] for i in keep), seconds=tuple(table.seconds[i] for i in keep)
-    )
-
-
-def _message_table(key: tuple[Any, ...], samples: list[MessageSample]) -> tuple[MessageTable, FitRow]:
-    link, ranks = key
+def _message_table(key: tuple[Any, ...], samples: list[MessageSample]) -> tuple[MessageTable, FitRow, list[float]]:
+    """With the held-out errors of the inner sizes."""
+    link, ranks, verb = key
     sizes = _grouped(samples, lambda sample: sample.nbytes)
     nbytes = [size for size, _ in sizes]
     medians = [[_median(group, column) for _, group in sizes] for column in ("post", "total", "hidden")]
 
-    def table(keep: Sequence[int]) -> MessageTable:
+    def of(keep: Sequence[int]) -> MessageTable:
         post, total, hidden = (tuple(nondecreasing([column[i] for i in keep])) for column in medians)
-        return MessageTable(link, ranks, tuple(nbytes[i] for i in keep), post, total, hidden)
+        return MessageTable(link, ranks, tuple(nbytes[i] for i in keep), post, total, hidden, verb=verb)
 
-    error = _held_out(nbytes, medians[1], lambda keep, x: table(keep).at(x)[1])
-    return replace(table(range(len(nbytes))), error=error), _row(f"{link} {ranks} ranks", sizes, error, ())
+    table, errors = of(range(len(sizes))), message_errors(nbytes, medians[1], of)
+    usual = dict(zip(table.nbytes, table.total))
+    # A run sends many messages: what matters is how the sum over a sweep of all sizes varies.
+    sweeps = [
+        (repeat, sum(s.total_seconds for s in group) / sum(usual[s.nbytes] for s in group))
+        for repeat, group in _grouped(samples, lambda sample: sample.repeat)
+    ]
+    table = replace(table, error=_typical(errors), spread=_spread(sweeps))
+    return table, _row(table, sizes, interference=table.interference), errors
 
 
 def _median(samples: list[MessageSample], column: str) -> float:
     return float(np.median([getattr(sample, f"{column}_seconds") for sample in samples]))
 
 
-def _held_out(
-    sizes: Sequence[int], seen: Sequence[float], predict: Callable[[list[int], int], float]
-) -> float | None:
-    """Median relative error over inner sizes, each predicted from all the others; None if there is no inner size."""
-    errors = []
-    for i in range(1, len(sizes) - 1):
-        predicted = predict([j for j in range(len(sizes)) if j != i], sizes[i])
-        if seen[i] > 0:
-            errors.append(abs(predicted / seen[i] - 1))
-    return float(np.median(errors)) if errors else None
+def _typical(errors: list[float]) -> float | None:
+    return float(np.median(np.abs(errors))) if errors else None
 
 
-def _row(
-    what: str, sizes: list[tuple[int, list[Any]]], error: float | None, warnings: tuple[str, ...]
-) -> FitRow:
+def _noise(ratios: list[float]) -> tuple[float, ...]:
+    return tuple(float(q) for q in np.quantile(ratios, LEVELS)) if ratios else ()
+
+
+def _spread(seen: list[tuple[int, float]]) -> tuple[float, float]:
+    """80 % interval of the mean ratio in a new sweep, from (sweep, ratio): Student's t over the sweeps' medians."""
+    from scipy.stats import t
+
+    ratios: dict[int, list[float]] = {}
+    for sweep, ratio in seen:
+        ratios.setdefault(sweep, []).append(ratio)
+    sweeps = [float(np.median(group)) for group in ratios.values()]
+    if len(sweeps) < 2:
+        return 1.0, 1.0
+    half = float(t.ppf(0.5 + INSIDE / 2, len(sweeps) - 1) * np.std(sweeps, ddof=1) * (1 + 1 / len(sweeps)) ** 0.5)
+    return max(0.0, 1 - half), 1 + half
+
+
+def _row(table: PartTable | MessageTable, sizes: list[tuple[int, list[Any]]], **more: Any) -> FitRow:
     repeats = min(len(group) for _, group in sizes)
-    return FitRow(what, len(sizes), sizes[0][0], sizes[-1][0], repeats, error, warnings)
+    return FitRow(table.name, len(sizes), sizes[0][0], sizes[-1][0], repeats, table.error, table.spread, **more)

@@ -1,0 +1,137 @@
+"""Time links between the processes of this machine: one way, both ways and in groups, alone and behind compute.
+
+A transfer of which each receives n bytes is started on all members at once, waited for on the spot, and once more with
+compute between start and wait: what that compute then takes longer is what the transfer steals from it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from exec.channels import Channels, Pending
+from exec.measure import Beat, Request
+from exec.pace import Pace
+from planner.beats import CONTEXT
+from planner.ops import Broadcast, Gather, Parcel, Recv, Send, Transfer, peers
+from planner.trace import MessageSample
+
+_PARCEL = Parcel("message", ())
+
+
+def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
+    """MessageSamples (as dicts) of what this process received: every size in random order, `message_repeats` times.
+
+    A gather of which each receives n bytes in a group of g moves n / (g - 1) from each member.
+    """
+    samples = []
+    for transfer in request.transfers:
+        verb, link, turns = transfer["verb"], transfer["link"], transfer["members"]
+        for repeat in range(request.message_repeats):
+            beat(repeat)
+            members = tuple(turns[repeat % len(turns)])
+            sizes = list(request.nbytes)
+            random.Random(repeat).shuffle(sizes)  # the same order on all ranks
+            for nbytes in sizes if dist.get_rank() in members else ():
+                times = time_transfer(channels, verb, members, nbytes, pace)
+                if times:
+                    samples.append(asdict(MessageSample(link, len(members), nbytes, repeat, *times, verb)))
+            dist.barrier()
+    return samples
+
+
+def time_transfer(
+    channels: Channels, verb: str, members: tuple[int, ...], nbytes: int, pace: Pace | None
+) -> tuple[float, float, float] | None:
+    """(post, total, hidden) seconds of one transfer, see `planner.profile.MessageTable`; None for who only sends.
+
+    members: processes; the first is the one that sends in a `send` and a `broadcast`.
+    """
+    me = dist.get_rank()
+    op, share = _op(verb, members, me), max(1, nbytes // (len(members) - 1) if verb == "gather" else nbytes)
+    to, sources = peers(op, me)
+    like = torch.zeros(share, dtype=torch.uint8, device=channels.device)
+    own = like if to else None
+
+    def start() -> Pending:
+        return channels.start(op, me, own, dict.fromkeys(sources, share), like)
+
+    def line_up() -> None:
+        token, others = like[:1], [r for r in members if r != me]
+        channels.start(Gather(_PARCEL, members, CONTEXT), me, token, dict.fromkeys(others, 1), token).wait()
+        _settle()
+
+    line_up()
+    t0 = time.perf_counter()
+    pending = start()
+    t1 = time.perf_counter()
+    pending.wait()
+    _settle()
+    t2 = time.perf_counter()
+    work = 2 * (t2 - t0) + 2e-3
+    alone = _work(work, pace, channels.device)
+    line_up()
+    t3 = time.perf_counter()
+    pending = start()
+    _work(work, pace, channels.device)
+    pending.wait()
+    _settle()
+    t4 = time.perf_counter()
+    return (t1 - t0, t2 - t0, max(0.0, (t4 - t3) - alone - (t1 - t0))) if sources else None
+
+
+def _op(verb: str, members: tuple[int, ...], me: int) -> Transfer:
+    if verb == "send":
+        source, to = members
+        return Send(_PARCEL, to, CONTEXT) if me == source else Recv(_PARCEL, source, CONTEXT)
+    return (
+        Broadcast(_PARCEL, members[0], members, CONTEXT) if verb == "broadcast" else Gather(_PARCEL, members, CONTEXT)
+    )
+
+
+def _settle() -> None:
+    """A wait on a GPU only orders streams; the host clock needs it done."""
+    if torch.cuda.is_available() and dist.get_backend() == "nccl":
+        torch.cuda.synchronize()
+
+
+def _work(seconds: float, pace: Pace | None, device: torch.device) -> float:
+    """Keep this device as busy as a forward of `seconds` would; returns the seconds it took.
+
+    The amount is fixed by a calibrated count of small matrix products, so that what a hidden transfer steals shows. On a
+    paced device half of the time is slack, as in a segment.
+    """
+    count = int(seconds * (0.5 if pace else 1.0) / _block_seconds(device))
+    begin = time.perf_counter()
+    _multiply(count, device)
+    if pace:
+        time.sleep(max(0.0, begin + seconds - time.perf_counter()))
+    return time.perf_counter() - begin
+
+
+@cache
+def _block_seconds(device: torch.device) -> float:
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        _multiply(10, device)
+        times.append((time.perf_counter() - begin) / 10)
+    return sorted(times)[10]
+
+
+def _multiply(count: int, device: torch.device) -> None:
+    block = _block(device)
+    for _ in range(count):
+        torch.mm(block, block)
+    _settle()
+
+
+@cache
+def _block(device: torch.device) -> torch.Tensor:
+    return torch.ones(96, 96, device=device)

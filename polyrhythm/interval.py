@@ -1,0 +1,35 @@
+"""How far off a prediction may be: the plan simulated once more at either end of the 80 % interval of every duration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.cluster import Cluster
+from planner.cost import Cost
+from planner.model import Model
+from planner.plan import Plan
+from planner.profile import Profile
+from planner.timeline import Timeline
+from sim.run import run
+
+COVERAGE = 0.8
+
+
+def bounded(
+    predicted: Timeline,
+    plan: Plan,
+    model: Model,
+    cluster: Cluster,
+    profile: Profile | None,
+    load: Mapping[str, Any] | None = None,
+) -> Timeline:
+    """`predicted` with `interval_seconds` of its latency, and their `coverage`, in its provenance.
+
+    All durations are taken to err alike, as they do on a machine that is slower today; what errs to both sides averages
+    out in a run, and is in no duration's interval to begin with (`traces.fit`).
+    """
+    ends = (run(plan, model, cluster, load=load, cost=Cost(model, plan.job, cluster, profile, edge)) for edge in (0, 1))
+    low, high = (timeline.latency_seconds for timeline in ends)
+    predicted.provenance |= {"interval_seconds": [low, high], "coverage": COVERAGE}
+    return predicted
