@@ -44,14 +44,20 @@ class Channels:
     """
 
     def __init__(self, names: tuple[str, ...], timeout_seconds: float = 60.0) -> None:
-        timeout = timedelta(seconds=timeout_seconds)
-        with unpinned():
-            self.groups = {name: dist.new_group(timeout=timeout) for name in sorted(names)}
+        self._timeout = timedelta(seconds=timeout_seconds)
+        self.groups: dict[str, dist.ProcessGroup] = {}
+        self.open(names)
         self.staged = dist.get_backend() == "gloo"  # gloo moves host memory only
         self.device = torch.device("cpu" if self.staged else f"cuda:{torch.cuda.current_device()}")
         self.members: tuple[int, ...] = tuple(range(dist.get_world_size()))
         self.received: Counter[int] = Counter()
         self._turn: Counter[tuple[str, int]] = Counter()
+
+    def open(self, names: tuple[str, ...]) -> None:
+        """Add those that are not there yet; collective, like the constructor."""
+        with unpinned():
+            for name in sorted(set(names) - set(self.groups)):
+                self.groups[name] = dist.new_group(timeout=self._timeout)
 
     def reset(self, members: tuple[int, ...]) -> None:
         self.members = members

@@ -244,7 +244,8 @@ class Context:
             raise PlanError(
                 f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought"
             )
-        self.theirs.setdefault(stop, {})[rank] = torch.zeros(self.shape(self.phase, stop, rank)).to(self.own[stop])
+        zeros = torch.zeros(self.shape(self.phase, stop, rank))
+        self.theirs.setdefault(stop, {})[rank] = zeros.to(self.own.get(stop, self.like))
         return self.theirs[stop][rank]
 
     def _weights(self, phase: Phase) -> dict[int, float]:

@@ -168,7 +168,7 @@ class Parallel:
             name = "sample" if "sample" in kwargs else "hidden_states"
             sample = kwargs.pop(name)
         if self.calls == self.forwards == 0:
-            self._begin(sample)
+            self._begin(sample, kwargs.get("encoder_hidden_states"))
         if self.forwards > self.calls:
             raise InputError(
                 "the pipeline evaluates its denoiser twice in a step, a plan once (guidance goes through the batch); "
@@ -177,10 +177,23 @@ class Parallel:
         self.forwards += 1
         if not self.seam.live or self.seam.step != self.calls:  # a slow rank's off-beat
             noise = torch.zeros_like(sample)
+        elif self.seam.op.start == self.model.noise:  # of a pair of steps, the second
+            noise = self._packed(self.seam.context.noise())
         else:
-            noise = self._evaluate(original, sample, args, kwargs)
+            noise = self._evaluate(original, sample, *self._told(args, kwargs))
         return_dict = kwargs.get("return_dict", True)
         return _Output(noise) if return_dict else (noise,)
+
+    def _told(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments, with the timestep of another grid step where the phase has the denoiser told that one's."""
+        ahead = self.seam.phase.ahead[self.rank] if self.seam.phase.ahead else 0
+        if not ahead:
+            return args, kwargs
+        grid = self.scheduler.timesteps
+        further = grid[min(self.calls + ahead, len(grid) - 1)] - grid[self.calls]
+        if args:
+            return (args[0] + further, *args[1:]), kwargs
+        return args, {**kwargs, "timestep": kwargs["timestep"] + further}
 
     def _evaluate(self, original: Any, sample: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """One evaluation on the own branches and rows. sample: (images x branches, ...) as the pipeline has it."""
@@ -201,7 +214,8 @@ class Parallel:
         out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
         out = unpack(out, self.adapter.packed, rows.count)
         channels = self.model.stops[self.model.noise].channels
-        self.seam.at(self.model.noise, out[:, :channels])
+        if not self.seam.foreign(self.model.noise):
+            self.seam.at(self.model.noise, out[:, :channels])
         noise = self.seam.context.noise()
         # PixArt also predicts variances, which its pipeline throws away: they do not travel.
         return self._packed(F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels)))
@@ -272,8 +286,10 @@ class Parallel:
 
     # The frame of an image
 
-    def _begin(self, sample: Tensor) -> None:
+    def _begin(self, sample: Tensor, text: Tensor | None) -> None:
         job = self.plan.job
+        tokens = text.shape[1] if text is not None else 0
+        self.model = skeleton(job.model, self.adapter, self.pipe.vae_scale_factor, text_tokens=tokens)
         steps, size = len(self.scheduler.timesteps), self.model.latent_size(job)
         expected: tuple[int, ...] = (job.batch * len(job.branches), *size)
         found, what = (sample.shape[0], *sample.shape[2:]), "rows, columns"
@@ -296,7 +312,9 @@ class Parallel:
             )
         self.levels = sampler.levels(self.scheduler)
         self.course = Course(self.plan, self.model, self.recorded)
-        context = Context(self.model, job, self.rank, self.blank, self.levels)
+        # A scheme that adapts may cut where its first plan does not.
+        wanted = self.model.borders if self.plan.recipe else self.plan.carried()
+        context = Context(self.model, job, self.rank, self.blank, self.levels, wanted, self.denoiser.device)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
             recipe = self.plan.recipe.digest if self.plan.recipe else ""

@@ -53,6 +53,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     members = tuple(args["members"])
     me = dist.get_rank()
     channels = _channels(args["timeout_seconds"])
+    channels.open(plan.channels())
     device = _device()
     pipe = _pipeline(args["model"], plan.job.dtype, device, plan.job.sampler)
     if me not in members:

@@ -192,16 +192,21 @@ class Plan:
             left -= beats * phase.steps
         return tuple(found)
 
+    def transfers(self) -> Iterator[Transfer]:
+        """Every transfer of a beat of every phase, rank by rank."""
+        for phase in self.phases:
+            for rank in phase.ops:
+                for op in rank:
+                    if not isinstance(op, Compute | Wait):
+                        yield op
+
     def channels(self) -> tuple[str, ...]:
         """Names of the channels used, sorted."""
-        used = {
-            op.channel
-            for phase in self.phases
-            for rank in phase.ops
-            for op in rank
-            if not isinstance(op, Compute | Wait)
-        }
-        return tuple(sorted(used))
+        return tuple(sorted({op.channel for op in self.transfers()}))
+
+    def carried(self) -> frozenset[int]:
+        """Stops whose tensors travel, in any phase."""
+        return frozenset(stop for op in self.transfers() if not isinstance(op, Observe) for stop in op.what.stops)
 
     @property
     def observes(self) -> bool:

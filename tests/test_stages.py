@@ -440,5 +440,5 @@ def test_written_only_where_it_is_used() -> None:
     assert all("ahead" not in phase and "border" not in phase["context"]["damping"] for phase in plan["phases"])
     predicted = made(CHAIN, 1, 1, context="predict", damping=0.5)
     assert phase_of(predicted).context == Context(damping=Damping(border=0.5))
-    assert phase_of(predicted, "warm-up").context == Context()
+    assert phase_of(predicted, "warm-up").context == Context(damping=Damping(border=0.5))  # two are kept from it
     assert isinstance(made(CHAIN, 1, 1, guidance=2.0, split=(1, 1)).phases[1].ops[0][1], Gather)

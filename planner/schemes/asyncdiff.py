@@ -92,7 +92,7 @@ def asyncdiff(
     warm = warm or ("alike" if send == "all" else crew.quicker())
     warmup = min(warmup, job.steps)
     after = Context(damping=Damping(border=_damping(context, damping)))
-    phases = (crew.warm_up(warmup, warm), *crew.phases(job.steps - warmup, send, time_shift, after))
+    phases = (crew.warm_up(warmup, warm, after), *crew.phases(job.steps - warmup, send, time_shift, after))
     knobs = {
         "stages": [len(team.runs) for team in teams],
         "stride": stride,
@@ -252,14 +252,14 @@ class Crew:
     def _items(self, rank: int) -> int:
         return self.task.job.batch * len(self.where.branches[rank])
 
-    def warm_up(self, beats: int, kind: str) -> Phase:
-        """Everything fresh: on every device, or stage after stage."""
+    def warm_up(self, beats: int, kind: str, after: Context) -> Phase:
+        """Everything fresh: on every device, or stage after stage. after: the policy that what is kept will serve."""
         if kind == "alike":
             noise = self.alike.everyone if len(self.teams) > 1 else ()
             firsts = tuple(group[0] for group in self.groups)
             every = [evaluation(self.model, self.alike, r, noise=noise, makers=firsts) for r in self.alike.everyone]
-            return self._phase("warm-up", beats, 1, every)
-        return self._phase("warm-up", beats, 1, [self._evaluation(r, fresh=True) for r in self.where.everyone])
+            return self._phase("warm-up", beats, 1, every, after)
+        return self._phase("warm-up", beats, 1, [self._evaluation(r, fresh=True) for r in self.where.everyone], after)
 
     def phases(self, steps: int, send: str, time_shift: bool, after: Context) -> tuple[Phase, ...]:
         """The stages at once: in beats of as many steps as the stride, and of one step where a last one is left over."""
@@ -330,7 +330,7 @@ class Crew:
             ops += [Broadcast(parcel, root, group, CONTEXT), Wait(parcel.name)]
         return ops
 
-    def _phase(self, name: str, beats: int, steps: int, ops: list[list[Op]], context: Context = Context()) -> Phase:
+    def _phase(self, name: str, beats: int, steps: int, ops: list[list[Op]], context: Context) -> Phase:
         rows, branches = self.where.rows, self.where.branches
         return Phase(name, beats, steps, rows, branches, (1,) * len(rows), tuple(map(tuple, ops)), context)
 
