@@ -2,9 +2,9 @@
 
     python benchmarks/recognise.py [--models shapes-unet shapes-mmdit] [--images 80] [--steps 25] [--out sheet.png] [--json]
 
-The classifier is trained here, in about two minutes of one core, on pictures of models/train/data.py of both kinds
+The classifier is trained here, in about a minute of one core, on pictures of models/train/data.py of both kinds
 (plain and varied) and never on an image of a model. It tells the shape (of 10), its colour and the ground's colour
-(of 8 each). Captions run through all shapes equally; 80 of them name no texture and no size.
+(of 8 each). Captions run through all shapes equally; they name no texture and no size.
 """
 
 from __future__ import annotations
