@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,12 +79,21 @@ class Timeline:
         """The rank's events in the order in which it performed them."""
         return [event for event in self.events if event.rank == rank]
 
+    @property
+    def events_digest(self) -> str:
+        """SHA-256 of all events: the same simulation has the same, everywhere."""
+        text = "\n".join([" ".join(map(str, event)) for event in self.events])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def ops(self, rank: int) -> list[str]:
         """Labels of the rank's ops in the order in which it performed them."""
         return [event.label for event in self.of(rank)]
 
     def usage(self) -> list[dict[str, Any]]:
-        """Per rank: name, busy_seconds, waiting_seconds, sent_bytes, received_bytes, peak_memory_bytes."""
+        """Per rank: name, busy_seconds, waiting_seconds, sent_bytes, received_bytes, peak_memory_bytes.
+
+        The rest of the latency a rank is idle: after its last op, and while it starts transfers.
+        """
         busy = [0] * len(self.devices)
         waiting = [0] * len(self.devices)
         for event in self.events:

@@ -32,9 +32,11 @@ from traces.hints import did_you_mean, unknown
 from traces.store import load_model
 
 if TYPE_CHECKING:  # these commands only; fitting imports numpy, which takes a while
+    from planner.conditions import Conditions
     from planner.trace import Trace
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
+    from polyrhythm.simulating import Outcome
     from traces.fit import FitReport
 
 SCHEMA_VERSION = 1
@@ -114,7 +116,10 @@ class LinkUse:
 
 @dataclass(frozen=True)
 class Performance:
-    """A plan as it was performed, in the simulator or for real. output, seconds (of every repeat): of a run."""
+    """A plan as it was performed, in the simulator or for real.
+
+    output, seconds (of every repeat): of a run. outcome: of a simulation under conditions.
+    """
 
     plan: Plan
     timeline: Timeline
@@ -122,6 +127,7 @@ class Performance:
     seconds: tuple[float, ...] = ()
     foreign_load: float | None = None
     cluster: Cluster | None = None
+    outcome: Outcome | None = None
 
     def links(self) -> tuple[LinkUse, ...]:
         """What went over each link that was shared, the busiest first."""
@@ -144,6 +150,10 @@ class Performance:
             "devices": self.timeline.usage(),
             "provenance": self.timeline.provenance,
         }
+        if self.timeline.source == "simulated":
+            document["events_digest"] = self.timeline.events_digest
+        if self.outcome:
+            document |= self.outcome.to_json()
         if self.timeline.carried:
             document["links"] = [asdict(link) for link in self.links()]
         if self.seconds:
@@ -152,16 +162,31 @@ class Performance:
 
 
 def simulate(
-    plan: Plan, cluster: Cluster, profile: Profile | None = None, load: Mapping[str, Any] | None = None
+    plan: Plan,
+    cluster: Cluster,
+    profile: Profile | None = None,
+    load: Mapping[str, Any] | None = None,
+    *,
+    conditions: Conditions | None = None,
+    runs: int = 1,
+    seed: int = 0,
+    survive: bool = False,
 ) -> Performance:
     """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown.
 
-    load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it.
+    load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it. conditions, runs, seed, survive: as in
+    `polyrhythm.simulating.under`; RankFailed or RankStalled if a fault ends it.
     """
     model = load_model(plan.job.model)
-    done = _simulated(plan, model, cluster, profile, load)
-    bounded(done.timeline, plan, model, cluster, profile, load)
-    return done
+    if conditions is None and runs == 1:
+        done = _simulated(plan, model, cluster, profile, load)
+        bounded(done.timeline, plan, model, cluster, profile, load)
+        return done
+    from polyrhythm.simulating import under
+
+    check(plan, model)
+    outcome = under(plan, cluster, profile, conditions, runs, seed, survive, load)
+    return Performance(plan, outcome.timeline, cluster=cluster, outcome=outcome)
 
 
 def _simulated(
@@ -463,7 +488,9 @@ def catalog(section: str | None = None, name: str | None = None) -> Catalog:
     found = {s: tuple(e for e in entries if e["name"] == name) for s, entries in sections.items()}
     if not any(found.values()):
         known = [e["name"] for entries in sections.values() for e in entries]
-        raise InputError(unknown({"boxes": "box"}.get(section, section.rstrip("s")) if section else "name", name, known))
+        raise InputError(
+            unknown({"boxes": "box"}.get(section, section.rstrip("s")) if section else "name", name, known)
+        )
     return Catalog({s: entries for s, entries in found.items() if entries})
 
 

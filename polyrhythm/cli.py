@@ -187,7 +187,8 @@ def scheme(
         str | None, typer.Option(metavar="0.3[,0.3]", help="How much of the bands above, below attention sees.")
     ] = None,
     send: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (asyncdiff).")
+        str | None,
+        typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (asyncdiff)."),
     ] = None,
     context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
     damping: Annotated[
@@ -195,8 +196,12 @@ def scheme(
     ] = None,
     every: Annotated[int | None, typer.Option(metavar="N", help="Steps from one stale exchange to the next.")] = None,
     skipped: Annotated[str | None, typer.Option(metavar="NAME", help="hold or predict skipped evaluations.")] = None,
-    stages: Annotated[int | None, typer.Option(metavar="N", help="Stages of the model, each on its own device.")] = None,
-    stride: Annotated[int | None, typer.Option(metavar="1|2", help="Steps from one run of the stages to the next.")] = None,
+    stages: Annotated[
+        int | None, typer.Option(metavar="N", help="Stages of the model, each on its own device.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(metavar="1|2", help="Steps from one run of the stages to the next.")
+    ] = None,
     cuts: Annotated[
         str | None, typer.Option(metavar="BLOCK,BLOCK", help="Blocks after which stages end, by name.")
     ] = None,
@@ -234,6 +239,9 @@ PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="A plan 
 LoadFile = Annotated[
     Path | None,
     typer.Option("--load", metavar="FILE", help="Other people's work on the devices over time, from `import`."),
+]
+ConditionsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Load, noise, heat, overlap and faults, TOML or JSON.")
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the timeline, for `compare`.")]
 ChromeFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the timeline for ui.perfetto.dev.")]
@@ -514,18 +522,30 @@ def simulate(
     plan: PlanFile = None,
     profile: ProfileFile = None,
     load: LoadFile = None,
+    conditions: ConditionsFile = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Simulate so often, with seeds from --seed on.")] = 1,
+    survive: Annotated[
+        bool, typer.Option("--survive", help="After a fault, plan what is left anew and go on.")
+    ] = False,
     timeline: JsonFile = None,
     chrome: ChromeFile = None,
 ) -> Any:
     """Perform a plan in the simulator."""
     from polyrhythm import api
 
-    found = _planned(plan, cluster, job, scheme, _profile(profile))
+    seed = int(job.pop("seed", 0) if plan else job.get("seed", 0))
+    known = _profile(profile)
+    found = _planned(plan, cluster, job, scheme, known)
     done = api.Performance(found.plan, found.timeline, cluster=found.cluster)
-    if load is not None:
+    if load or conditions or runs > 1:
+        from traces.conditions_file import load_conditions
         from traces.loads import load_load
 
-        done = api.simulate(found.plan, found.cluster, _profile(profile), load_load(load))
+        met = load_conditions(conditions) if conditions else None
+        others = load_load(load) if load else None
+        done = api.simulate(
+            found.plan, found.cluster, known, others, conditions=met, runs=runs, seed=seed, survive=survive
+        )
     _write(done.timeline, timeline, chrome)
     return done
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.importing import Imported
+    from polyrhythm.simulating import Outcome
+    from sim.runs import Estimate
     from traces.compare import Comparison
     from traces.ranking import Rankings
 
@@ -209,12 +211,38 @@ def _performance(result: Performance, console: Console) -> None:
         _table(console, "", ("busiest links", "carried", "busy"), busiest)
     print(f"{timeline.source} latency: {seconds(timeline.latency_seconds)} ({_said(timeline.provenance)})")
     print(f"plan {timeline.plan_digest[:12]} ({result.plan.scheme})")
+    if timeline.source == "simulated":
+        print(f"events {timeline.events_digest[:12]}")
+    if result.outcome:
+        _outcome(result.outcome, console)
     if len(result.seconds) > 1:
         print(f"repeats: {', '.join(map(seconds, result.seconds))}")
     if result.foreign_load:
         print(f"others kept {result.foreign_load:.2f} cores busy meanwhile")
     if result.output:
         print(f"wrote {result.output}")
+
+
+def _outcome(result: Outcome, console: Console) -> None:
+    survived = result.survived
+    for failed, plan in zip(survived.failures, survived.plans[1:]) if survived else ():
+        print(f"{failed.fault}: {failed.step} steps done; went on with {plan.scheme} on {', '.join(plan.devices)}")
+    if result.runs:
+        rows = [("mean", *_interval(result.runs.mean))]
+        rows += [(f"p{100 * level:g}", *_interval(result.runs.quantile(level))) for level in (0.5, 0.95, 0.99)]
+        count = len(result.runs.seconds)
+        _table(
+            console,
+            f"{count} runs, seeds {result.runs.seed} to {result.runs.seed + count - 1}",
+            ("", "latency", "95 % interval"),
+            rows,
+        )
+        print(f"events of all runs {result.runs.digest[:12]}")
+
+
+def _interval(estimate: Estimate) -> tuple[str, str]:
+    ends = (estimate.low, estimate.high)
+    return seconds(estimate.value), " to ".join(seconds(end) if end is not None else "?" for end in ends)
 
 
 def _catalog(result: Catalog, console: Console) -> None:
@@ -394,7 +422,9 @@ def _rankings(result: Rankings, console: Console) -> None:
         tau = DASH if one.tau is None else f"{one.tau:.2f}"
         name = f"{one.name}: " if one.name else ""
         print(f"{name}Kendall's tau {tau}, regret {one.regret:.1%} ({one.chosen.name} chosen, {one.best.name} best)")
-    print(f"error: median {share(result.median_error)}, p90 {share(result.p90_error)}, largest {share(result.largest_error)}")
+    print(
+        f"error: median {share(result.median_error)}, p90 {share(result.p90_error)}, largest {share(result.largest_error)}"
+    )
     if result.path:
         print(f"wrote {result.path}")
 

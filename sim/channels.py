@@ -9,12 +9,14 @@ comes to the head.
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from simpy import Event
 
 from planner.routes import Crossing
 from sim.clock import Clock
+from sim.core import Core
 from sim.network import Network
 from sim.prices import Price
 
@@ -28,7 +30,7 @@ class Meeting(Event):
     def __init__(self, channels: Channels, parties: tuple[int, ...], crossing: Crossing | None) -> None:
         super().__init__(channels.clock)
         self.clock, self.parties, self.crossing = channels.clock, parties, crossing
-        self.network = channels.network
+        self.channels = channels
         self.turns: list[Turn] = []
         self.start_ns = 0
         self.callbacks.append(_dismiss)
@@ -36,10 +38,16 @@ class Meeting(Event):
     def begin(self) -> None:
         """All are there. The link time is the longest: who only sends may not know how much its receiver receives."""
         self._ok, self._value = True, None
-        if self.network is not None and self.crossing is not None:
-            self.network.carry(self, self.crossing, self.start_ns)
+        channels = self.channels
+        for rank in self.parties if channels.cores else ():
+            channels.cores[rank].transfer(1)
+        factor = channels.noise(self.parties) if channels.noise else 1.0
+        if channels.network is not None and self.crossing is not None:
+            channels.network.carry(self, self.crossing, self.start_ns, factor)
             return
         link_ns = max([turn.price.link_ns for turn in self.turns])
+        if factor != 1:
+            link_ns = round(link_ns * factor)
         self.clock.schedule(self, delay=self.start_ns + link_ns - self.clock.now)
 
 
@@ -88,6 +96,8 @@ def _dismiss(meeting: Any) -> None:
     """The meeting is over: turns without another one leave their lanes."""
     start, now = meeting.start_ns, meeting.clock.now
     turns, meeting.turns = meeting.turns, []  # no cycle is left for the collector
+    for rank in meeting.parties if meeting.channels.cores else ():
+        meeting.channels.cores[rank].transfer(-1)
     for turn in turns:
         turn.left -= 1
         turn.end_ns = now
@@ -101,10 +111,20 @@ def _dismiss(meeting: Any) -> None:
 
 
 class Channels:
-    """All lanes of all ranks, and the meetings that some parties have called and others have not."""
+    """All lanes of all ranks, and the meetings that some parties have called and others have not.
 
-    def __init__(self, clock: Clock, ranks: int, network: Network | None = None) -> None:
-        self.clock, self.network = clock, network
+    cores: of each rank, if its transfers slow its compute. noise: of the next transfer between some ranks.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        ranks: int,
+        network: Network | None = None,
+        cores: Sequence[Core] = (),
+        noise: Callable[[tuple[int, ...]], float] | None = None,
+    ) -> None:
+        self.clock, self.network, self.cores, self.noise = clock, network, cores, noise
         self._lanes: list[defaultdict[str, deque[Turn]]] = [defaultdict(deque) for _ in range(ranks)]
         self._invited: list[defaultdict[int, deque[Meeting]]] = [defaultdict(deque) for _ in range(ranks)]
 

@@ -37,8 +37,8 @@ class Flow:
 class Network:
     """The links of a cluster, and the flows on them.
 
-    capacity: bytes per second of every hop; carried: bytes that went over it. watch: called with (nanoseconds, {hop:
-    bytes per second}) after every solution, for the links that it is about.
+    capacity: bytes per second of every hop; carried: bytes that went over it; changed_ns: when a flow last came or went.
+    watch: called with (nanoseconds, {hop: bytes per second}) after every solution, for the links that it is about.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Network:
         ] = {}  # by id; the crossing is kept, so ids stay its own
         self._solved: dict[tuple[int, ...], list[float]] = {}
         self._timer = 0
+        self.changed_ns = 0
 
     def carry(self, meeting: Event, crossing: Crossing, begin_ns: int, factor: float = 1.0) -> None:
         """Let `meeting` happen when all of the crossing that begins then has arrived; factor: how much longer it takes."""
@@ -96,6 +97,7 @@ class Network:
         self.clock.schedule(event, priority=priority, delay=ns - self.clock.now)
 
     def _come(self, _: Event) -> None:
+        self.changed_ns = self.clock.now
         for flow in self._coming.pop(self.clock.now):
             for hop in flow.loads:
                 self._users[hop][flow] = None
@@ -107,8 +109,14 @@ class Network:
         for hop, nbytes in flow.crossing.loads.items():
             self.carried[hop] += nbytes
         self._touch(flow.loads)
+        self.changed_ns = self.clock.now
         flow.timer = 0
         self.clock.schedule(flow.meeting)
+
+    def stuck(self) -> list[tuple[Flow, Hop]]:
+        """Flows that do not move, and where."""
+        at = [(flow, [hop for hop in flow.loads if not self.capacity[hop]]) for flow in self.flows() if not flow.rate]
+        return [(flow, hops[0]) for flow, hops in at if hops]
 
     def _touch(self, hops: Iterable[Hop]) -> None:
         if not self._touched:

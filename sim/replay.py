@@ -20,6 +20,7 @@ from planner.timeline import Event, Timeline
 from sim.load import Speed
 from sim.prices import Price
 from sim.run import Load, perform
+from sim.surroundings import Surroundings
 
 _OWN = Compute(0, 0, 0, Rows(0, 0), ())
 _START = Send(Parcel("", ()), 0, "")
@@ -40,7 +41,7 @@ def replay(recording: Recording, load: Load | None = None) -> Timeline:
     names: dict[Hashable, int] = {}
     steps = [list(_steps(rank, log, names)) for rank, log in enumerate(recording.ranks)]
     speeds = [Speed(0.0, load.get(name, ())) for name in recording.devices]
-    logs = perform(Course(_Recorded.plan(recording, steps)), _Recorded(steps), speeds)
+    logs = perform(Course(_Recorded.plan(recording, steps)), _Recorded(steps), Surroundings(speeds))
     events = [_events(rank, recording.ranks[rank], steps[rank], log) for rank, log in enumerate(logs)]
     return Timeline(
         source="simulated",

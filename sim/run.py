@@ -2,7 +2,8 @@
 
 One SimPy process per rank walks the plan, in integer nanoseconds. A rank's own time (`now`) runs ahead of the clock
 while it computes and starts transfers, because nothing can interrupt that; it meets the clock again where it waits for
-others. Nothing here depends on the host's clock.
+others. Only where transfers slow compute must it keep to the clock (`sim/core.py`). Nothing here depends on the host's
+clock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Protocol
@@ -18,9 +20,11 @@ from typing import Protocol
 import simpy
 
 from planner.cluster import Cluster
-from planner.cost import Cost
+from planner.conditions import Conditions
+from planner.conditions import Load as LoadOf
+from planner.cost import Cost, nanoseconds
 from planner.course import Course
-from planner.errors import PlanError
+from planner.errors import PlanError, RankStalled
 from planner.memory import held_bytes
 from planner.model import Model
 from planner.ops import SECONDS, Compute, Observe, Wait
@@ -30,13 +34,17 @@ from planner.routes import Hop
 from planner.timeline import Event, Timeline
 from sim.channels import Channels, Turn
 from sim.clock import Clock
-from sim.load import Speed
+from sim.core import Core
+from sim.faults import explain
+from sim.load import Speed, Stopped
 from sim.network import Network
 from sim.prices import Price, Prices
+from sim.surroundings import Surroundings, surroundings, vary
 
 Load = Mapping[str, Sequence[tuple[float, float]]]
 Watch = Callable[[int, dict[Hop, float]], None]
 Waiting = dict[int, tuple[int, Turn]]  # rank: grid step and transfer of its latest Wait
+Stops = dict[int, int]  # rank: number of ops that it performed before its device stopped
 
 _event = partial(tuple.__new__, Event)  # from a tuple of all fields: a third of the time of calling Event
 _UNFINISHED = Event(-1, "", "", 0, 0, 0)
@@ -63,6 +71,9 @@ def run(
     *,
     load: Load | None = None,
     cost: Cost | None = None,
+    conditions: Conditions | None = None,
+    seed: int = 0,
+    begin_seconds: float = 0.0,
     contention: bool | None = None,
     watch: Watch | None = None,
 ) -> Timeline:
@@ -70,22 +81,38 @@ def run(
 
     Of what a scheme may look at, the seconds of computes are simulated; the rest is seen if the course has a record.
     load: {device: [(seconds, occupancy), ...]}, other people's work from each time on, added to the declared occupancy.
-    cost: in place of the one made of model, cluster and profile. contention: whether transfers share links, by default
-    wherever a pair of devices has none of its own. watch: sees the rates on the links (`sim.network`).
+    cost: in place of the one made of model, cluster and profile. conditions: what else it meets, with the random numbers
+    of `seed`; begin_seconds: when it begins, by the times of conditions and events. contention: whether transfers share
+    links, by default wherever a pair of devices has none of its own or conditions name a link. watch: sees the rates on
+    the links (`sim.network`).
     Raises PlanError for a deadlock (it says who waits for whom) and for a transfer without its Wait or the reverse;
-    InputError where cost or load is unusable.
+    InputError where cost, load or conditions are unusable; RankFailed (`sim.faults.Failed`) and RankStalled for what
+    conditions do to the run.
     """
     course = plan if isinstance(plan, Course) else Course(plan, model)
+    devices = course.plan.devices
     cost = cost or Cost(model, course.plan.job, cluster, profile)
-    shared = not cluster.private if contention is None else contention
+    if conditions and load:
+        more = tuple(LoadOf(on, steps=tuple(points)) for on, points in load.items())
+        conditions = replace(conditions, load=(*conditions.load, *more))
+    on_links = conditions is not None and conditions.on_links
+    shared = not cluster.private or on_links if contention is None else contention
     prices = Prices(course.plan, model, cost, shared)
     for phase in course.plan.phases:
         prices.of(phase)  # what cannot be priced is found before the start
-    others = {cluster.device(name).name: points for name, points in (load or {}).items()}
-    devices = course.plan.devices
-    speeds = [Speed(cluster.device(name).occupancy, others.get(name, ())) for name in devices]
-    network = Network(Clock(), cost.routes.capacity, watch) if shared else None
-    events = list(chain.from_iterable(perform(course, prices, speeds, network)))
+    clock = Clock(nanoseconds(begin_seconds))
+    network = Network(clock, cost.routes.capacity, watch) if shared else None
+    if conditions:
+        around = surroundings(conditions, cost, devices, seed)
+        if network and on_links:
+            vary(network, conditions, cluster, seed)
+    else:
+        others = {cluster.device(name).name: points for name, points in (load or {}).items()}
+        around = Surroundings([Speed(cluster.device(d).occupancy, others.get(d, ())) for d in devices])
+    try:
+        events = list(chain.from_iterable(perform(course, prices, around, network, clock)))
+    except Stuck as stuck:
+        raise explain(stuck.waiting, stuck.stopped, conditions, course.plan, network) or stuck from None
     done, said = course.plan, {"seconds": cost.provenance}
     memory = held_bytes(done, model, [prices.of(phase).moved for phase in done.phases])
     carried: dict[str, dict[str, float]] = {}
@@ -102,41 +129,76 @@ class Priced(Protocol):
     def beat(self, phase: Phase, rank: int, /) -> Sequence[Price]: ...
 
 
-def perform(course: Course, prices: Priced, speeds: list[Speed], network: Network | None = None) -> list[list[Event]]:
-    """Perform all ranks; the events of each. PlanError as in `run`."""
-    clock, waiting = network.clock if network else Clock(), Waiting()
-    channels = Channels(clock, course.plan.ranks, network)
-    logs: list[list[Event]] = [[] for _ in course.plan.devices]
-    ranks = [
-        clock.process(_perform(course, rank, prices, speeds[rank], channels, waiting, log))
-        for rank, log in enumerate(logs)
-    ]
-    finished = clock.all_of(ranks)
+class Stuck(PlanError):
+    """Nothing more can happen. waiting: of ranks that are not done; stopped: of ranks whose device never goes on."""
+
+    def __init__(self, waiting: Waiting, stopped: Stops) -> None:
+        super().__init__(_deadlock(waiting))
+        self.waiting, self.stopped = waiting, stopped
+
+
+def perform(
+    course: Course,
+    prices: Priced,
+    around: Surroundings,
+    network: Network | None = None,
+    clock: Clock | None = None,
+) -> list[list[Event]]:
+    """Perform all ranks; the events of each. PlanError and RankStalled as in `run`."""
+    clock, ranks = clock or Clock(), range(course.plan.ranks)
+    cores = [Core(clock, *pair) for pair in zip(around.speeds, around.overlap, strict=True)] if around.live else []
+    channels = Channels(clock, len(ranks), network, cores, around.noise)
+    waiting, stopped = Waiting(), Stops()
+    logs: list[list[Event]] = [[] for _ in ranks]
+
+    def performing(rank: int) -> Generator[simpy.Event, None, None]:
+        try:
+            yield from _perform(course, rank, prices, around, channels, waiting, logs[rank])
+        except Stopped:
+            stopped[rank] = len(logs[rank])
+            yield clock.event()  # never
+
+    processes = [clock.process(performing(rank)) for rank in ranks]
+    finished = clock.all_of(processes)
     try:
         clock.run(until=finished)
     except RuntimeError as error:
         if finished.triggered:
             raise
-        stuck = {rank: waiting[rank] for rank, process in enumerate(ranks) if process.is_alive}
-        raise PlanError(_deadlock(stuck)) from error
+        alive = [rank for rank, process in enumerate(processes) if process.is_alive]
+        raise Stuck({rank: waiting[rank] for rank in alive if rank not in stopped}, stopped) from error
     return logs
 
 
 def _perform(
-    course: Course, rank: int, prices: Priced, speed: Speed, channels: Channels, waiting: Waiting, log: list[Event]
+    course: Course,
+    rank: int,
+    prices: Priced,
+    around: Surroundings,
+    channels: Channels,
+    waiting: Waiting,
+    log: list[Event],
 ) -> Generator[simpy.Event, None, None]:
-    """Perform `rank`'s ops and log the events."""
+    """Perform `rank`'s ops and log the events; Stopped where its device does."""
     pending: dict[str, deque[Turn]] = defaultdict(deque)
-    now = 0
+    speed, core = around.speeds[rank], channels.cores[rank] if channels.cores else None
+    now, place = channels.clock.now, (-1, 0)  # grid step and stop that the model has got to
     for phase, base in course.beats():
         busy = 0
         for op, price in zip(phase.ops[rank], prices.beat(phase, rank), strict=True):
             begin = now
             match op:
                 case Compute():
-                    now += speed.takes(now, price.own_ns)
-                    busy += now - begin
                     step = base + op.step
+                    if speed.varies:
+                        if place != (step, op.start):
+                            speed.renew(now)
+                        place = step, op.stop
+                    if core is None:
+                        now += speed.takes(now, price.own_ns)
+                    else:
+                        now = yield from core.spend(price.own_ns)
+                    busy += now - begin
                     log.append(_event((rank, "compute", f"{price.label}{step}", step, begin, now, 0, 0)))
                 case Wait():
                     turn = _oldest(pending, op, rank, base)
@@ -144,15 +206,25 @@ def _perform(
                     yield from turn.meetings
                     if turn.end_ns > now:
                         now = turn.end_ns
+                        if around.patience_ns is not None and now - begin > around.patience_ns:
+                            raise RankStalled(_stalled(rank, base, turn, begin, around.patience_ns))
                     if turn.price.hidden_ns:
-                        now += speed.takes(now, _hidden(turn, begin))
+                        if core is None:
+                            now += speed.takes(now, _hidden(turn, begin))
+                        else:
+                            now = yield from core.spend(_hidden(turn, begin))
                     log.append(_event((rank, "wait", price.label, base, begin, now, 0, 0)))
                     log[turn.slot] = _event(turn.fields())
                 case _:
+                    if now >= speed.dies_ns:
+                        raise Stopped
                     if isinstance(op, Observe):
                         course.note(phase, base, op.name, rank, (busy / 1e9,) if op.name == SECONDS else ())
                     if price.own_ns:
-                        now += speed.takes(now, price.own_ns)
+                        if core is None:
+                            now += speed.takes(now, price.own_ns)
+                        else:
+                            now = yield from core.spend(price.own_ns)
                     pending[price.name].append(channels.start(rank, base, price, begin, now, len(log)))
                     log.append(_UNFINISHED)
     for name, turns in pending.items():
@@ -165,6 +237,14 @@ def _oldest(pending: dict[str, deque[Turn]], op: Wait, rank: int, step: int) -> 
     if not turns:
         raise PlanError(f"rank {rank} waits in step {step} for {op.name!r}, of which nothing is in flight")
     return turns.popleft()
+
+
+def _stalled(rank: int, step: int, turn: Turn, begin: int, patience_ns: int) -> str:
+    others = _listed({r for meeting in turn.meetings for r in meeting.parties} - {rank})
+    return (
+        f"rank {rank} waited from {begin / 1e9:g} s for more than {patience_ns / 1e9:g} s in step {step} for "
+        f"`{turn.price.label}` of rank {others}; raise patience_seconds to see the end of it"
+    )
 
 
 def _hidden(turn: Turn, begin: int) -> int:

@@ -459,3 +459,20 @@ def test_demo_json_keeps_the_promise(monkeypatch):
     assert asked[0][0] == (("shapes-unet",),) and asked[0][1]["speeds"] == (1.0, 0.25)
     told = pr_run("demo")
     assert "report.html" in told.stdout and told.stderr == "timing\n"
+
+
+def test_simulate_under_conditions(tmp_path):
+    (tmp_path / "c.toml").write_text(
+        '[noise]\ncompute = 0.05\n[[fault]]\non = "rtx-3090"\nkind = "dies"\nat_seconds = 1.5\n'
+    )
+    words = ["--devices", "rtx-5090,rtx-3090", "--link", "pcie4-x16", "--model", "sdxl", "--scheme", "stadi"]
+    words += ["--conditions", str(tmp_path / "c.toml"), "--seed", "3"]
+    found = document("simulate", *words, "--survive", "--runs", "4")
+    assert found["failures"][0]["cause"] == "rtx-3090 dies at 1.5 s"
+    assert found["failures"][0]["went_on_with"]["devices"] == ["rtx-5090"]
+    assert (found["runs"]["count"], found["runs"]["seed"]) == (4, 3)
+    assert found == document("simulate", *words, "--survive", "--runs", "4")
+    shown = pr_run("simulate", *words, "--survive", "--runs", "4").stdout
+    assert "95 % interval" in shown and found["events_digest"][:12] in shown
+    failed = pr_run("simulate", *words, code=5)
+    assert "rtx-3090 dies at 1.5 s: rank 1" in failed.stderr

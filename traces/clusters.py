@@ -43,11 +43,11 @@ def load_cluster(path: Path | str) -> Cluster:
 
     text = read_text(path, MAX_BYTES)
     is_json = Path(path).suffix.lower() == ".json"
-    document = parse_json(text, path) if is_json else _parse_toml(text, path)
+    document = parse_json(text, path) if is_json else parse_toml(text, path)
     file, faults = cluster_file.parse(document)
     if file is None:
         find = locate.json_offset if is_json else locate.toml_offset
-        raise InputError("\n".join(_spell(path, text, find, *fault) for fault in faults))
+        raise InputError("\n".join(spell_fault(path, text, find, *fault) for fault in faults))
     try:
         return file.cluster()
     except InputError as error:
@@ -169,7 +169,7 @@ def common_link(devices: tuple[Device, ...]) -> Link:
     return min(slots, key=lambda slot: slot.bytes_per_second)
 
 
-def _spell(
+def spell_fault(
     path: Path | str, text: str, find: Callable[..., int | None], where: locate.Path, message: str
 ) -> str:
     """`file:line:col path: message`; what is missing is placed at the innermost table that is there."""
@@ -179,7 +179,7 @@ def _spell(
     return f"{place} {locate.spell(where)}: {message}"
 
 
-def _parse_toml(text: str, path: Path | str) -> dict[str, Any]:
+def parse_toml(text: str, path: Path | str) -> dict[str, Any]:
     import tomllib
 
     try:
