@@ -23,6 +23,7 @@ from planner.fidelity import Fidelity, Look, look
 from planner.fold import Simulate
 from planner.placement import Family
 from planner.plan import Plan
+from planner.recipe import Recipe
 from planner.schemes import SCHEMES
 from planner.search import PUBLISHED_WARMUP, WARMUPS, Search, Shape, latency
 from planner.space import PUBLISHED, Knobs
@@ -248,6 +249,10 @@ class Choice:
         plan = self.plan(best)
         check(plan, self.model)
         timeline = self.simulate(plan)
+        if plan.observes:
+            where = self.cost.cluster.subset(best.devices)
+            recipe = Recipe(best.scheme, plan.job, self.model, where, self.cost.profile, dict(best.knobs))
+            plan = replace(plan, recipe=recipe)
         best = replace(best, seconds=timeline.latency_seconds)
         rest = {repr((o.scheme, sorted(o.knobs.items()), o.devices, o.steps)): o for o in options}
         ranked = sorted(rest.values(), key=self.value)

@@ -130,7 +130,7 @@ def _said(plan: Plan, rest: Plan, step: int, belief: tuple[float, ...]) -> dict[
         "rows": [rows.count for rows in last.rows],
         "strides": list(last.strides),
     }
-    return {"replanned": [*plan.knobs.get("replanned", []), entry]}
+    return {"adapted": [*plan.knobs.get("adapted", []), entry]}
 
 
 def ordered(plan: Plan, devices: tuple[str, ...]) -> Plan:

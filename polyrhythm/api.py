@@ -6,7 +6,7 @@ What is wrong is a `PolyrhythmError`, whose `exit_code` is what the command line
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from planner.check import check
 from planner.cluster import Cluster
 from planner.cost import Cost
+from planner.course import Course, performed
 from planner.errors import InputError, PolyrhythmError
 from planner.job import Job
 from planner.model import Model
@@ -22,9 +23,10 @@ from planner.plan import Plan
 from planner.profile import Profile
 from planner.recipe import Recipe
 from planner.schemes import SCHEMES
-from planner.timeline import Timeline
+from planner.timeline import Seen, Timeline
 from planner.volume import volume
 from polyrhythm import planfile, why
+from polyrhythm.adapting import Arriving, by_time
 from polyrhythm.choosing import Alternative, Planned, Wish, chosen
 from polyrhythm.interval import bounded
 from sim.run import run as perform
@@ -118,7 +120,8 @@ class LinkUse:
 class Performance:
     """A plan as it was performed, in the simulator or for real.
 
-    output, seconds (of every repeat): of a run. outcome: of a simulation under conditions.
+    plan: the one in the end, where a scheme has adapted. output, seconds (of every repeat): of a run. outcome: of a
+    simulation under conditions.
     """
 
     plan: Plan
@@ -128,6 +131,11 @@ class Performance:
     foreign_load: float | None = None
     cluster: Cluster | None = None
     outcome: Outcome | None = None
+
+    @property
+    def adapted(self) -> list[dict[str, Any]]:
+        """What the scheme decided on the way."""
+        return list(self.plan.knobs.get("adapted", []))
 
     def links(self) -> tuple[LinkUse, ...]:
         """What went over each link that was shared, the busiest first."""
@@ -154,6 +162,8 @@ class Performance:
             document["events_digest"] = self.timeline.events_digest
         if self.outcome:
             document |= self.outcome.to_json()
+        if self.timeline.seen:
+            document["adapted"] = self.adapted
         if self.timeline.carried:
             document["links"] = [asdict(link) for link in self.links()]
         if self.seconds:
@@ -171,29 +181,44 @@ def simulate(
     runs: int = 1,
     seed: int = 0,
     survive: bool = False,
+    arriving: Arriving | None = None,
+    seen: Sequence[Seen] = (),
 ) -> Performance:
     """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown.
 
     load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it. conditions, runs, seed, survive: as in
-    `polyrhythm.simulating.under`; RankFailed or RankStalled if a fault ends it.
+    `polyrhythm.simulating.under`; RankFailed or RankStalled if a fault ends it. arriving: {device: [(grid step,
+    occupancy), ...]} beside the load. seen: what a scheme that adapts is told (`Timeline.seen`), in place of what is
+    simulated; not under conditions.
     """
     model = load_model(plan.job.model)
+    if arriving:
+        load = dict(load or {}) | by_time(plan, model, cluster, profile, arriving)
     if conditions is None and runs == 1:
-        done = _simulated(plan, model, cluster, profile, load)
-        bounded(done.timeline, plan, model, cluster, profile, load)
+        done = _simulated(plan, model, cluster, profile, load, seen)
+        bounded(done.timeline, done.plan, model, cluster, profile, load)
         return done
+    if seen:
+        raise UsageError("what a scheme is told cannot be given under conditions or for many runs, which are seen anew")
     from polyrhythm.simulating import under
 
     check(plan, model)
     outcome = under(plan, cluster, profile, conditions, runs, seed, survive, load)
-    return Performance(plan, outcome.timeline, cluster=cluster, outcome=outcome)
+    done = plan if survive else performed(plan, outcome.timeline.seen)
+    return Performance(done, outcome.timeline, cluster=cluster, outcome=outcome)
 
 
 def _simulated(
-    plan: Plan, model: Model, cluster: Cluster, profile: Profile | None, load: Mapping[str, Any] | None = None
+    plan: Plan,
+    model: Model,
+    cluster: Cluster,
+    profile: Profile | None,
+    load: Mapping[str, Any] | None = None,
+    seen: Sequence[Seen] = (),
 ) -> Performance:
     check(plan, model)
-    return Performance(plan, perform(plan, model, cluster, profile, load=load), cluster=cluster)
+    timeline = perform(Course(plan, model, seen), model, cluster, profile, load=load)
+    return Performance(performed(plan, timeline.seen), timeline, cluster=cluster)
 
 
 def run(
@@ -211,14 +236,16 @@ def run(
     backend: str = "gloo",
     nominal: Profile | None = None,
     expected_seconds: float | None = None,
+    arriving: Arriving | None = None,
+    seen: Sequence[Seen] = (),
 ) -> Performance:
     """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
 
     call: more arguments of the pipeline's call, such as eta or guidance_rescale. nominal: what paced devices are paced
     by, from `measure`; otherwise it is measured first. expected_seconds: the predicted latency, from which follows how
-    long a rank may be silent. profiler: a directory for torch.profiler's traces of the last repeat.
-    Raises InputError without torch, RankFailed,
-    RankStalled, RanksDisagree or NotANumber where the run ends badly.
+    long a rank may be silent. profiler: a directory for torch.profiler's traces of the last repeat. arriving, seen: as
+    in `simulate`; only paced devices make room for who arrives. Raises InputError without torch, RankFailed, RankStalled,
+    RanksDisagree or NotANumber where the run ends badly.
     """
     check(plan, load_model(plan.job.model))
     need_torch()
@@ -238,8 +265,10 @@ def run(
         repeats=repeats,
         profiler=profiler,
         expected_seconds=expected_seconds,
+        arriving=arriving or {},
+        recorded=seen,
     )
-    return Performance(plan, done.timeline, done.output, done.seconds, done.foreign_load)
+    return Performance(done.performed or plan, done.timeline, done.output, done.seconds, done.foreign_load)
 
 
 def need_torch() -> None:

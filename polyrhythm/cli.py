@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from planner.cluster import Cluster
     from planner.plan import Plan
     from planner.profile import Profile
-    from planner.timeline import Timeline
+    from planner.timeline import Seen, Timeline
+    from polyrhythm.api import Performance
     from polyrhythm.choosing import Planned
 
 BUG, USAGE, INFEASIBLE, ABOVE, INTERRUPTED = 1, 2, 4, 9, 130
@@ -208,6 +209,12 @@ def scheme(
     outer: Annotated[bool | None, typer.Option(help="First and last blocks on one device.")] = None,
     warm: Annotated[str | None, typer.Option(metavar="NAME", help="Stages in the warm-up: alike or chain.")] = None,
     time_shift: Annotated[bool | None, typer.Option(help="Stages are told the noise level of the step before.")] = None,
+    replan: Annotated[
+        bool | None, typer.Option(help="Time every beat; rows and strides follow devices that slow or recover.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(metavar="0.25", help="By how much they may differ from what is believed.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Which device, where one does it all.")] = None,
     bessel: Annotated[bool | None, typer.Option(help="GroupNorm variance as DistriFusion's code has it.")] = None,
     equal_weights: Annotated[bool | None, typer.Option(help="Weight bands alike in GroupNorm, not by rows.")] = None,
@@ -235,6 +242,16 @@ def _numbers(name: str, text: str, kind: type) -> tuple[Any, ...]:
 
 
 ProfileFile = Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="Measured seconds, from `fit`.")]
+ArrivesWords = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DEVICE=SHARE@STEP", help="Another's job takes 0.6 of it from step 15 on. Repeatable."),
+]
+SeenFile = Annotated[
+    Path | None, typer.Option(metavar="TIMELINE", help="A scheme that adapts is told what this timeline saw.")
+]
+PerformedFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the plan as it was performed, for a scheme that adapts.")
+]
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="A plan file, else flags of a new plan.")]
 LoadFile = Annotated[
     Path | None,
@@ -373,6 +390,23 @@ def _write(timeline: "Timeline", plain: Path | None, chrome: Path | None) -> Non
     if chrome:
         write_chrome(chrome, timeline)
     for file in filter(None, (plain, chrome)):
+        _say(f"wrote {file}")
+
+
+def _told(file: Path | None) -> "list[Seen]":
+    from traces.store import load_timeline
+
+    return load_timeline(file).seen if file else []
+
+
+def _write_performed(file: Path | None, done: "Performance", cluster: "Cluster") -> None:
+    """The plan in the end, without its scheme: performed again it is the same."""
+    from dataclasses import replace
+
+    from polyrhythm import planfile
+
+    if file:
+        planfile.save(file, replace(done.plan, recipe=None), cluster)
         _say(f"wrote {file}")
 
 
@@ -527,26 +561,38 @@ def simulate(
     survive: Annotated[
         bool, typer.Option("--survive", help="After a fault, plan what is left anew and go on.")
     ] = False,
+    arrives: ArrivesWords = None,
+    seen: SeenFile = None,
+    performed: PerformedFile = None,
     timeline: JsonFile = None,
     chrome: ChromeFile = None,
 ) -> Any:
     """Perform a plan in the simulator."""
     from polyrhythm import api
+    from polyrhythm.adapting import arrivals
 
     seed = int(job.pop("seed", 0) if plan else job.get("seed", 0))
     known = _profile(profile)
     found = _planned(plan, cluster, job, scheme, known)
     done = api.Performance(found.plan, found.timeline, cluster=found.cluster)
-    if load or conditions or runs > 1:
+    if load or conditions or runs > 1 or arrives or seen or found.plan.recipe:
         from traces.conditions_file import load_conditions
         from traces.loads import load_load
 
-        met = load_conditions(conditions) if conditions else None
-        others = load_load(load) if load else None
         done = api.simulate(
-            found.plan, found.cluster, known, others, conditions=met, runs=runs, seed=seed, survive=survive
+            found.plan,
+            found.cluster,
+            known,
+            load_load(load) if load else None,
+            conditions=load_conditions(conditions) if conditions else None,
+            runs=runs,
+            seed=seed,
+            survive=survive,
+            arriving=arrivals(arrives or []),
+            seen=_told(seen),
         )
     _write(done.timeline, timeline, chrome)
+    _write_performed(performed, done, found.cluster)
     return done
 
 
@@ -579,9 +625,13 @@ def run(
     nominal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What paced devices are paced by; `measure` writes it.")
     ] = None,
+    arrives: ArrivesWords = None,
+    seen: SeenFile = None,
+    performed: PerformedFile = None,
 ) -> Any:
     """Perform a plan on this machine. With PLAN, --model says where the weights are."""
     from polyrhythm import api
+    from polyrhythm.adapting import arrivals
     from polyrhythm.render import working
 
     _check_run(prompt, embeds, output, trace_latents)
@@ -602,8 +652,11 @@ def run(
             backend=backend.value,
             nominal=_profile(nominal),
             expected_seconds=expected,
+            arriving=arrivals(arrives or []),
+            seen=_told(seen),
         )
     _write(done.timeline, timeline, chrome)
+    _write_performed(performed, done, where)
     return done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from planner.cluster import Cluster
@@ -29,6 +30,7 @@ def bounded(
     All durations are taken to err alike, as they do on a machine that is slower today; what errs to both sides averages
     out in a run, and is in no duration's interval to begin with (`traces.fit`).
     """
+    plan = replace(plan, recipe=None)  # of what was done, whatever a scheme would do then
     ends = (run(plan, model, cluster, load=load, cost=Cost(model, plan.job, cluster, profile, edge)) for edge in (0, 1))
     low, high = (timeline.latency_seconds for timeline in ends)
     predicted.provenance |= {"interval_seconds": [low, high], "coverage": COVERAGE}

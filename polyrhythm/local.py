@@ -292,7 +292,14 @@ def measure(
 
 
 def run(
-    plan: Plan, model: str, cluster: Cluster, *, nominal: Profile | None = None, backend: str = "gloo", **what: Any
+    plan: Plan,
+    model: str,
+    cluster: Cluster,
+    *,
+    nominal: Profile | None = None,
+    backend: str = "gloo",
+    arriving: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    **what: Any,
 ) -> RunResult:
     """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`.
 
@@ -300,7 +307,7 @@ def run(
     """
     if under_torchrun():
         return _as_rank(plan, model, backend, **what)
-    with Machine(cluster, backend=backend, nominal=nominal) as here:
+    with Machine(cluster, backend=backend, nominal=nominal, arriving=arriving or {}) as here:
         return here.run(plan, model, **what)
 
 

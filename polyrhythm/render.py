@@ -210,6 +210,9 @@ def _performance(result: Performance, console: Console) -> None:
     if busiest:
         _table(console, "", ("busiest links", "carried", "busy"), busiest)
     print(f"{timeline.source} latency: {seconds(timeline.latency_seconds)} ({_said(timeline.provenance)})")
+    for entry in result.adapted:
+        what = ", ".join(f"{name} {_value(value)}" for name, value in entry.items() if name != "step")
+        print(f"from step {entry['step']} on: {what}")
     print(f"plan {timeline.plan_digest[:12]} ({result.plan.scheme})")
     if timeline.source == "simulated":
         print(f"events {timeline.events_digest[:12]}")

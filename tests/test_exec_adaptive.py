@@ -89,7 +89,7 @@ def test_replanned_images_mirror_repeat_and_stay_exact(
     course = Course(plan, recorded=done.timeline.seen)
     predicted = simulate(course, plan.recipe.model, plan.recipe.cluster)
     assert done.timeline.seen == recorded
-    assert course.plan.knobs["replanned"][0]["step"] == 2
+    assert course.plan.knobs["adapted"][0]["step"] == 2
     assert done.timeline.plan_digest == course.plan.digest == done.performed.digest != plan.digest
     for rank in range(ranks):
         assert done.timeline.ops(rank) == predicted.ops(rank)

@@ -77,10 +77,10 @@ def test_within_a_tenth_of_the_plan_that_knew(count: int, knobs: dict[str, Any])
     knew = Course(plan, recorded=[Seen(step, {SECONDS: as_if}) for step in (ARRIVAL - 1, ARRIVAL)])
     best = run(knew, model(), cluster, load=load).latency_seconds
     static = run(replace(plan, recipe=None), model(), cluster, load=load).latency_seconds
-    assert knew.plan.knobs["replanned"][0]["step"] == ARRIVAL
+    assert knew.plan.knobs["adapted"][0]["step"] == ARRIVAL
     assert found < 1.10 * best
     assert best < 0.9 * static
-    entry = course.plan.knobs["replanned"][0]
+    entry = course.plan.knobs["adapted"][0]
     assert ARRIVAL < entry["step"] <= ARRIVAL + 4
     assert entry["slower"] == pytest.approx(slower, rel=0.01)
 
@@ -91,7 +91,7 @@ def test_gone_again_the_bands_are_even_again() -> None:
     gone = begins(plan, cluster, ARRIVAL), begins(plan, cluster, 30)
     course = Course(plan)
     run(course, model(), cluster, load={plan.devices[1]: [(gone[0], TAKEN), (gone[1], 0.0)]})
-    first, second = course.plan.knobs["replanned"]
+    first, second = course.plan.knobs["adapted"]
     assert first["rows"][0] > first["rows"][1] and second["rows"] == [32, 32]
     assert second["slower"] == pytest.approx([1, 1], rel=0.01)
     # The middle of the image is on the unequal bands, both ends on the equal ones.
