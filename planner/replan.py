@@ -151,7 +151,7 @@ def ordered(plan: Plan, devices: tuple[str, ...]) -> Plan:
         return replace(op, **changes)
 
     def rearranged(phase: Phase) -> Phase:
-        lists = ("rows", "branches", "strides")
+        lists = ("rows", "branches", "strides", *(("ahead",) if phase.ahead else ()))
         per_rank: dict[str, Any] = {name: tuple(getattr(phase, name)[old] for old in back) for name in lists}
         return replace(phase, **per_rank, ops=tuple(tuple(map(moved, phase.ops[old])) for old in back))
 
