@@ -225,6 +225,7 @@ class Ran:
     seconds: tuple = (0.25,)
     output: str | None = "x.png"
     foreign_load: float = 0.0
+    performed: object = None
 
 
 @pytest.fixture
