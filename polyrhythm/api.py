@@ -204,8 +204,8 @@ def simulate(
 
     check(plan, model)
     outcome = under(plan, cluster, profile, conditions, runs, seed, survive, load)
-    done = plan if survive else performed(plan, outcome.timeline.seen)
-    return Performance(done, outcome.timeline, cluster=cluster, outcome=outcome)
+    last = plan if survive else performed(plan, outcome.timeline.seen)
+    return Performance(last, outcome.timeline, cluster=cluster, outcome=outcome)
 
 
 def _simulated(
