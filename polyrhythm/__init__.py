@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from polyrhythm.comparing import compare, compare_set, save_page
     from polyrhythm.importing import Wanted, import_files
+    from polyrhythm.replaying import Change, replay
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -86,6 +87,7 @@ _HOMES = {
     ),
     "polyrhythm.comparing": "compare compare_set save_page",
     "polyrhythm.importing": "Wanted import_files",
+    "polyrhythm.replaying": "Change replay",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -96,6 +98,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "SCHEMES",
+    "Change",
     "Cluster",
     "Device",
     "Event",
@@ -135,6 +138,7 @@ __all__ = [
     "model_names",
     "parallelize",
     "plan",
+    "replay",
     "run",
     "save_cluster",
     "save_measured",

@@ -1,11 +1,23 @@
-"""Commands about what was measured: import, compare."""
+"""Commands about what was measured: import, replay, compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from polyrhythm.cli import ABOVE, _misused, command
+from polyrhythm.cli import (
+    ABOVE,
+    ChromeFile,
+    JsonFile,
+    LoadFile,
+    ProfileFile,
+    _misused,
+    _numbers,
+    _profile,
+    _write,
+    command,
+    scheme,
+)
 
 Page = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at; it loads nothing.")]
 
@@ -48,6 +60,54 @@ def import_(
         link, devices, tuple(names.split(",")) if names else None, plan, image, interval, collective
     )
     return importing.import_files(files, output, wanted)
+
+
+@command(scheme)
+def replay(
+    recorded: Annotated[Path, typer.Argument(metavar="TIMELINE", help="From `run --timeline` or `import`.")],
+    scheme: tuple[str | None, dict[str, Any]],
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan that was run.")] = None,
+    link: Annotated[str | None, typer.Option(metavar="KIND", help="Another link between all: nvlink3.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Other devices, in order of the ranks: rtx-5090,rtx-4090.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another cluster, its devices in order of the ranks.")
+    ] = None,
+    occupancy: Annotated[
+        str | None, typer.Option(metavar="SHARES", help="What others take of each device now: 0,0.2.")
+    ] = None,
+    speeds: Annotated[
+        str | None, typer.Option(metavar="1,2", help="How many times as fast each rank is to compute.")
+    ] = None,
+    load: LoadFile = None,
+    profile: ProfileFile = None,
+    timeline: JsonFile = None,
+    chrome: ChromeFile = None,
+) -> Any:
+    """Perform a recorded run again, exactly as it was, then with something changed: what if?"""
+    from polyrhythm import planfile, replaying
+    from traces.clusters import load_cluster
+    from traces.loads import load_load
+    from traces.store import load_timeline
+
+    if cluster is not None and (devices or link):
+        _misused("give --cluster, or --devices and --link, not both")
+    name, knobs = scheme
+    change = replaying.Change(
+        devices,
+        link,
+        load_cluster(cluster) if cluster else None,
+        _numbers("occupancy", occupancy, float) if occupancy else None,
+        _numbers("speeds", speeds, float) if speeds else None,
+        load_load(load) if load else {},
+        name,
+        knobs,
+    )
+    ran, where = planfile.load(plan) if plan else (None, None)
+    found = replaying.replay(load_timeline(recorded), ran, where, change, _profile(profile))
+    _write(found.timeline, timeline, chrome)
+    return found
 
 
 @command()

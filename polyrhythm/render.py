@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.importing import Imported
+    from polyrhythm.replaying import Replayed
     from polyrhythm.simulating import Outcome
     from sim.runs import Estimate
     from traces.compare import Comparison
@@ -377,6 +378,23 @@ def _imported(result: Imported, console: Console) -> None:
     print(f"wrote {', '.join(result.files)}" + (f"; next: {follow[result.kind]}" if samples else ""))
 
 
+def _replayed(result: Replayed, console: Console) -> None:
+    again = f"recorded {seconds(result.recorded_seconds)}, performed again {seconds(result.again_seconds)}"
+    print(f"{again} ({result.error:+.2%})")
+    was = [(part.name, seconds(part.before_seconds)) for part in result.parts]
+    said = [(part.said,) for part in result.parts]
+    columns: tuple[str, ...] = ("part", "as it was", "")
+    rows: list[tuple[str, ...]] = [(*a, *b) for a, b in zip(was, said)]
+    if result.changed_seconds is not None:
+        columns = ("part", "as it was", "changed", "")
+        rows = [(*a, seconds(part.after_seconds), *b) for a, part, b in zip(was, result.parts, said)]
+        ratio = result.changed_seconds / result.again_seconds - 1
+        print(f"{'; '.join(result.changes)}: {seconds(result.changed_seconds)} ({ratio:+.1%})")
+    if result.model_error is not None:
+        print(f"a profile of the run predicts the run itself with an error of {result.model_error:+.1%}")
+    _table(console, "where the time goes of the rank that waits least for others", columns, rows)
+
+
 def _comparison(result: Comparison, console: Console) -> None:
     both = f"predicted {seconds(result.predicted_seconds)}, measured {seconds(result.measured_seconds)}"
     print(f"{both}: {result.error:+.1%}")
@@ -463,6 +481,7 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Measured": _measured,
     "Fitted": _fitted,
     "Imported": _imported,
+    "Replayed": _replayed,
     "Comparison": _comparison,
     "Rankings": _rankings,
     "Demo": _demo,

@@ -84,19 +84,19 @@ def test_unchanged_it_is_as_it_was(sync):
 
 def test_a_faster_device():
     """Rank 1 computes in 10 and posts at 13, 5 later it is there; its copy takes 2 as before."""
-    again = replay(computing(recording(two_ranks()), lambda rank, took: 0.5 if rank else 1.0))
+    again = replay(computing(recording(two_ranks()), lambda rank, number, took: 0.5 if rank else 1.0))
     assert [e.end_ns for e in again.events if e.lane == "wait"] == [18, 20]
 
 
 def test_a_slower_link():
-    again = replay(moving(recording(two_ranks()), lambda rank, took, moved: 4 * moved.link_ns))
+    again = replay(moving(recording(two_ranks()), lambda rank, number, moved: 4 * moved.link_ns))
     assert [e.end_ns for e in again.events if e.lane == "wait"] == [43, 45]
 
 
 def test_what_hid_behind_compute_is_said_to_have_hidden():
     found = recording(two_ranks(sync=False))
     assert [moved.hidden for log in found.ranks for took in log for moved in took.moved] == [True, True]
-    longer = replay(moving(found, lambda rank, took, moved: 100))
+    longer = replay(moving(found, lambda rank, number, moved: 100))
     assert longer.latency_seconds == 125e-9  # met at 23; no more than the copy after that
 
 

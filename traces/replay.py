@@ -67,28 +67,28 @@ def aligned(timeline: Timeline) -> Timeline:
     return replace(timeline, events=events, provenance=timeline.provenance | {"clocks_moved_ns": by})
 
 
-def computing(given: Recording, factor: Callable[[int, Took], float]) -> Recording:
-    """With the time of every Compute multiplied by `factor(rank, op)`."""
+def computing(given: Recording, factor: Callable[[int, int, Took], float]) -> Recording:
+    """With the time of every Compute multiplied by `factor(rank, number, op)`."""
 
-    def changed(rank: int, took: Took) -> Took:
+    def changed(rank: int, number: int, took: Took) -> Took:
         is_compute = isinstance(took.op, Compute)
-        return replace(took, own_ns=round(took.own_ns * factor(rank, took))) if is_compute else took
+        return replace(took, own_ns=round(took.own_ns * factor(rank, number, took))) if is_compute else took
 
     return _each(given, changed)
 
 
-def moving(given: Recording, link_ns: Callable[[int, Took, Moved], int]) -> Recording:
-    """With transfers that take `link_ns(rank, op, meeting)` once all have met, as their slowest receiver has it."""
+def moving(given: Recording, link_ns: Callable[[int, int, Moved], int]) -> Recording:
+    """With transfers that take `link_ns(rank, number, meeting)` once all have met, as their slowest receiver has it."""
 
-    def changed(rank: int, took: Took) -> Took:
-        moved = [m._replace(link_ns=link_ns(rank, took, m) if m.nbytes else 0) for m in took.moved]
+    def changed(rank: int, number: int, took: Took) -> Took:
+        moved = [m._replace(link_ns=link_ns(rank, number, m) if m.nbytes else 0) for m in took.moved]
         return replace(took, moved=tuple(moved)) if moved else took
 
     return _each(given, changed)
 
 
-def _each(given: Recording, changed: Callable[[int, Took], Took]) -> Recording:
-    ranks = [tuple(changed(rank, took) for took in log) for rank, log in enumerate(given.ranks)]
+def _each(given: Recording, changed: Callable[[int, int, Took], Took]) -> Recording:
+    ranks = [tuple(changed(rank, n, took) for n, took in enumerate(log)) for rank, log in enumerate(given.ranks)]
     return replace(given, ranks=tuple(ranks))
 
 

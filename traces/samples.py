@@ -8,7 +8,8 @@ behind compute still costs is the rest of its wait.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 
@@ -28,14 +29,12 @@ def samples(timeline: Timeline, plan: Plan, model: Model, cluster: Cluster) -> T
 
     Raises InputError, with rank and op, where the timeline is not one of this plan.
     """
-    ranks = performed(timeline)
-    if len(ranks) != plan.ranks:
-        raise InputError(f"{len(ranks)} ranks in the timeline, {plan.ranks} in the plan: not a timeline of this plan")
-    words = [list(zip(log, list(_walk(plan, rank, log)))) for rank, log in enumerate(ranks)]
     repeats: Counter[tuple[str, int, int]] = Counter()
-    parts = [s for rank, log in enumerate(words) for s in _forwards(log, rank, plan, model, cluster, repeats)]
-    messages = _transfers(words, plan, cluster, timeline.source == "simulated")
-    return Trace({"devices": sorted({sample.device for sample in parts})}, tuple(parts), tuple(messages))
+    parts: list[PartSample] = []
+    for rank, (log, walk) in enumerate(zip(performed(timeline), walks(timeline, plan))):
+        parts += _forwards(list(zip(log, walk)), rank, plan, model, cluster, repeats)
+    messages = tuple(transfers(timeline, plan, cluster).samples())
+    return Trace({"devices": sorted({sample.device for sample in parts})}, tuple(parts), messages)
 
 
 def shared(seconds: float, model: Model, start: int, stop: int, rows: int, height: int, width: int) -> list[float]:
@@ -48,19 +47,26 @@ def shared(seconds: float, model: Model, start: int, stop: int, rows: int, heigh
 Word = tuple[Phase, int, Op]
 
 
-def _walk(plan: Plan, rank: int, log: Sequence[Done]) -> Iterator[Word]:
-    """The plan's ops of `rank`, which must be those of the log."""
-    planned = list(plan.walk(rank))
-    for done, (phase, base, op) in zip(log, planned):
-        said = label(op, base + op.step if isinstance(op, Compute) else base)
-        if said != done.event.label:
-            raise InputError(
-                f"rank {rank}, op {done.number}: `{done.event.label}` in the timeline, `{said}` in the plan: "
-                "not a timeline of this plan"
-            )
-        yield phase, base, op
-    if len(log) != len(planned):
-        raise InputError(f"rank {rank}: {len(log)} ops in the timeline, {len(planned)} in the plan: is it whole?")
+def walks(timeline: Timeline, plan: Plan) -> list[list[Word]]:
+    """The plan's ops of every rank, which are those of the timeline; InputError for the first that is not."""
+    if len(timeline.devices) != plan.ranks:
+        raise InputError(
+            f"{len(timeline.devices)} ranks in the timeline, {plan.ranks} in the plan: not a timeline of this plan"
+        )
+    found = []
+    for rank in range(plan.ranks):
+        done, planned = timeline.ops(rank), list(plan.walk(rank))
+        for number, (said, (_, base, op)) in enumerate(zip(done, planned)):
+            meant = label(op, base + op.step if isinstance(op, Compute) else base)
+            if said != meant:
+                raise InputError(
+                    f"rank {rank}, op {number}: `{said}` in the timeline, `{meant}` in the plan: "
+                    "not a timeline of this plan"
+                )
+        if len(done) != len(planned):
+            raise InputError(f"rank {rank}: {len(done)} ops in the timeline, {len(planned)} in the plan: is it whole?")
+        found.append(planned)
+    return found
 
 
 def _forwards(
@@ -90,44 +96,61 @@ def _forwards(
             seconds = []
 
 
-def _transfers(
-    logs: list[list[tuple[Done, Word]]], plan: Plan, cluster: Cluster, simulated: bool
-) -> Iterator[MessageSample]:
-    """A sample per transfer that a rank received and waited for at once."""
-    behind: dict[tuple[str, str, int], list[tuple[int, float]]] = defaultdict(
-        list
-    )  # bytes and what was left of the wait
-    at_once: list[tuple[tuple[str, str, int], int, float, float]] = []
-    for rank, log in enumerate(logs):
-        for (done, (_, _, op)), (after, _) in pairwise(log):
-            kind = None if isinstance(op, Compute | Wait) else _kind(op, rank, plan, cluster)
-            if kind is None or done.partner is None or not all(meeting.whole for meeting in done.meetings):
+Key = tuple[str, str, int]  # link, verb, ranks
+
+
+@dataclass
+class Transfers:
+    """What a run's transfers took, by kind. at_once: (bytes, seconds to post, seconds) where that was seen.
+
+    behind: (bytes, the most that it can have taken, what was left of the wait), in seconds, of those behind compute.
+    """
+
+    at_once: dict[Key, list[tuple[int, float, float]]] = field(default_factory=lambda: defaultdict(list))
+    behind: dict[Key, list[tuple[int, float, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def samples(self) -> Iterator[MessageSample]:
+        """A sample of each that was seen."""
+        for (link, verb, ranks), seen in self.at_once.items():
+            repeats: Counter[int] = Counter()
+            for nbytes, post, total in seen:
+                hidden = self._left(nbytes, (link, verb, ranks))
+                yield MessageSample(link, ranks, nbytes, repeats[nbytes], post, max(total, post), hidden, verb)
+                repeats[nbytes] += 1
+
+    def _left(self, nbytes: int, key: Key) -> float:
+        """What was left of the waits for those behind compute whose size is nearest: the median, or nothing."""
+        near = min((abs(size - nbytes) for size, *_ in self.behind[key]), default=0)
+        return median([left for size, _, left in self.behind[key] if abs(size - nbytes) == near] or [0.0])
+
+
+def transfers(timeline: Timeline, plan: Plan, cluster: Cluster) -> Transfers:
+    """All that ranks received in a run of `plan`."""
+    found = Transfers()
+    for rank, (log, walk) in enumerate(zip(performed(timeline), walks(timeline, plan))):
+        for (done, (_, _, op)), (after, _) in pairwise(zip(log, walk)):
+            key = None if isinstance(op, Compute | Wait) else _key(op, rank, plan, cluster)
+            if key is None or done.partner is None or not _is_busiest(done):
                 continue
-            wait, nbytes = done.partner.event, done.event.nbytes
-            post = max(0, after.begin_ns - done.begin_ns)
-            there = there_ns(done, simulated)
-            if after is done.partner and there > done.met_ns:
-                at_once.append((kind, nbytes, post / 1e9, (there - done.met_ns) / 1e9))
+            wait, there = done.partner.event, there_ns(done, timeline.source == "simulated")
+            took = (there - done.met_ns) / 1e9
+            if after is done.partner and took > 0:
+                post = max(0, after.begin_ns - done.begin_ns) / 1e9
+                found.at_once[key].append((done.event.nbytes, post, took))
             else:
-                behind[kind].append((nbytes, (wait.end_ns - max(wait.start_ns, min(there, wait.end_ns))) / 1e9))
-    repeats: Counter[tuple[object, int]] = Counter()
-    for key, size, posting, total in at_once:
-        link, verb, ranks = key
-        hidden = _nearest(size, behind[key])
-        yield MessageSample(link, ranks, size, repeats[key, size], posting, max(total, posting), hidden, verb)
-        repeats[key, size] += 1
+                left = (wait.end_ns - min(max(wait.start_ns, there), wait.end_ns)) / 1e9
+                found.behind[key].append((done.event.nbytes, max(took, 0.0), left))
+    return found
 
 
-def _kind(op: Transfer, rank: int, plan: Plan, cluster: Cluster) -> tuple[str, str, int] | None:
-    """Link, verb and number of ranks of what `rank` receives by `op`; None if that is nothing, or comes over several."""
+def _is_busiest(done: Done) -> bool:
+    """Whether nobody receives more in it: all are held up by who does. False where a partner is missing."""
+    parties = [party for meeting in done.meetings for party in meeting.there.values()]
+    return all(m.whole for m in done.meetings) and all(p.event.nbytes <= done.event.nbytes for p in parties)
+
+
+def _key(op: Transfer, rank: int, plan: Plan, cluster: Cluster) -> Key | None:
+    """Of what `rank` receives by `op`; None if that is nothing, or comes over several kinds of link."""
     sources = peers(op, rank)[1]
     links = {cluster.link(plan.devices[peer], plan.devices[rank]).kind for peer in sources}
     return (links.pop(), verb_of(op), len(sources) + 1) if len(links) == 1 else None
-
-
-def _nearest(nbytes: int, seen: list[tuple[int, float]]) -> float:
-    """The median of those whose size is nearest; nothing, if there are none."""
-    if not seen:
-        return 0.0
-    least = min(abs(size - nbytes) for size, _ in seen)
-    return median(seconds for size, seconds in seen if abs(size - nbytes) == least)
