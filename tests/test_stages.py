@@ -191,6 +191,14 @@ def test_too_few() -> None:
         made(CHAIN, *[1.0] * 6, stages=6, outer=True)
 
 
+def test_given_cuts_need_no_known_devices() -> None:
+    machines = Cluster.all_to_all((Device("a", "a"), Device("b", "b")), Link("wire", 1e9, 0.0))
+    job = Job(CHAIN.name, 64, 32, steps=8, guidance=1.0)
+    knobs = {"cuts": ("transformer_blocks.1",), "warm": "alike"}
+    plan = next(SCHEMES["asyncdiff"](job, CHAIN, machines, Cost(CHAIN, job, machines), **knobs))
+    assert phase_of(plan).runs == (((0, 2), (6, 7)), ((2, 7),))
+
+
 # Plans.
 
 

@@ -143,7 +143,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Team:
-    """The devices of some branches, stage by stage, then the one that stride 2 adds. seconds: of the slowest stage."""
+    """The devices of some branches, stage by stage, then the one that stride 2 adds. seconds: of the slowest stage we cut."""
 
     branches: tuple[str, ...]
     devices: tuple[str, ...]
@@ -171,14 +171,16 @@ def _teams(task: Task, names: tuple[str, ...], split: tuple[int, ...] | None) ->
 
 def _fewest(task: Task, branches: tuple[str, ...], names: tuple[str, ...]) -> Team:
     """As many stages as asked for, on the fastest devices, else on all but those that only slow the others."""
-    items = task.job.batch * len(branches)
-    ranked = sorted(names, key=lambda name: task.cost.forward(name, task.cost.height, items))
     extra, wanted = task.stride - 1, task.wanted
     if (wanted or 1) < 1 or (wanted or 1) + extra > len(names):
         raise Infeasible(
             f"asyncdiff: {wanted or 1} stages of stride {task.stride} need {(wanted or 1) + extra} devices, "
             f"{len(names)} are there"
         )
+    if task.cuts is not None and wanted and wanted + extra == len(names):
+        return _team(task, branches, names)  # nothing need be known of them
+    items = task.job.batch * len(branches)
+    ranked = sorted(names, key=lambda name: task.cost.forward(name, task.cost.height, items))
     if wanted:
         return _ordered(task, branches, names, ranked[: wanted + extra])
     best = _ordered(task, branches, names, ranked)
@@ -204,10 +206,10 @@ def _ordered(task: Task, branches: tuple[str, ...], names: tuple[str, ...], rank
 
 def _team(task: Task, branches: tuple[str, ...], devices: tuple[str, ...]) -> Team:
     """The stages of these devices, in this order; the last is the one that stride 2 adds."""
-    model, count = task.model, len(devices) - (task.stride - 1)
-    workers = [*((device,) for device in devices[: count - 1]), devices[count - 1 :]]
-    cuts, seconds = balance(model, task.cost, workers, task.job.batch * len(branches), task.outer)
-    cuts = cuts if task.cuts is None else task.cuts
+    model, count, cuts, seconds = task.model, len(devices) - (task.stride - 1), task.cuts, 0.0
+    if cuts is None:
+        workers = [*((device,) for device in devices[: count - 1]), devices[count - 1 :]]
+        cuts, seconds = balance(model, task.cost, workers, task.job.batch * len(branches), task.outer)
     runs = stage_runs(model, cuts, task.outer)
     return Team(branches, devices, cuts, runs + runs[-1:] * (task.stride - 1), seconds)
 
