@@ -90,6 +90,7 @@ SETTINGS = (
         "stadi, both predicted", "stadi", HALF | {"context": "predict", "skipped": "predict"}, OURS, (2,), (1, 0.5)
     ),
     Setting("asyncdiff", "asyncdiff", {"stages": 2}, ranks=(2,)),
+    Setting("asyncdiff, predicted", "asyncdiff", {"stages": 2, "context": "predict"}, OURS, ranks=(2,)),
     Setting("asyncdiff, stride 2", "asyncdiff", {"stages": 2, "stride": 2}, ranks=(3,)),
     Setting("hybridiff", "hybridiff", {"setting": "faithful"}, ranks=(2,)),
     Setting("hybridiff, direction kept", "hybridiff", {}, OURS, ranks=(2,)),

@@ -35,7 +35,7 @@ from planner.stages import balance, borders_named, crossings, handovers, heads, 
 from planner.steps import rounded
 from planner.timeline import Seen
 
-PREDICT = 1.0  # damping of a predicted input
+PREDICT = 1.0  # damping of a predicted input: what served best on both shipped models (`benchmarks/quality.py`)
 
 
 def asyncdiff(
