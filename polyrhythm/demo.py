@@ -106,7 +106,7 @@ def demo(
     home = Path(out)
     home.mkdir(parents=True, exist_ok=True)
     models = models[:1] if quick else models
-    cluster, busy = _devices(speeds, competitor)
+    cluster, busy = devices(speeds, competitor)
     rows: list[Row] = []
     shown: list[tuple[str, Timeline, Timeline | None]] = []
     pictures: list[tuple[str, np.ndarray]] = []
@@ -240,7 +240,7 @@ def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
     return 100.0 if error < 1e-10 else -10 * math.log10(error)
 
 
-def _devices(speeds: tuple[float, ...], competitor: bool) -> tuple[Cluster, tuple[int, ...]]:
+def devices(speeds: tuple[float, ...], competitor: bool) -> tuple[Cluster, tuple[int, ...]]:
     """Paced devices, or free ones of which the slow get busy neighbours (named so that they are measured apart)."""
     if not competitor:
         return cluster_from_flags(",".join(f"cpu:{speed:g}" for speed in speeds)), ()
