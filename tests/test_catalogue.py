@@ -65,6 +65,9 @@ def test_what_a_device_names_is_there():
     "family",
     [
         ["rtx-2080-ti", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-pro-6000-bw"],
+        ["rtx-3060-12", "rtx-3080-10", "rtx-3090"],
+        ["rtx-4080", "rtx-5080", "rtx-5090"],
+        ["a40", "rtx-a6000", "rtx-6000-ada", "rtx-pro-6000-bw"],
         ["v100-sxm2-32", "a100-80-sxm", "h100-sxm", "h200-sxm", "b200-sxm"],
         ["a100-80-pcie", "h100-pcie"],
         ["t4", "l4", "l40s"],
@@ -75,6 +78,27 @@ def test_newer_is_not_slower(family):
         assert older.flops_per_second <= newer.flops_per_second
     for older, newer in pairwise(catalogue.device(name) for name in family if name != "l4"):
         assert older.memory_bytes_per_second <= newer.memory_bytes_per_second
+
+
+# tensor cores, boost clock in Hz, multiply-adds per core and cycle with fp32 accumulation (GeForce: half of 128)
+@pytest.mark.parametrize(
+    ("name", "cores", "clock", "rate"),
+    [
+        ("rtx-3060-12", 112, 1.777e9, 64),
+        ("rtx-3080-10", 272, 1.71e9, 64),
+        ("rtx-3090", 328, 1.695e9, 64),
+        ("rtx-4080", 304, 2.505e9, 64),
+        ("rtx-4090", 512, 2.52e9, 64),
+        ("rtx-5080", 336, 2.617e9, 64),
+        ("rtx-5090", 680, 2.407e9, 64),
+        ("a40", 336, 1.74e9, 128),
+        ("rtx-a6000", 336, 1.8e9, 128),
+        ("rtx-6000-ada", 568, 2.505e9, 128),
+        ("a100-80-sxm", 432, 1.41e9, 256),
+    ],
+)
+def test_peaks_are_cores_times_clock(name, cores, clock, rate):
+    assert catalogue.device(name).flops_per_second == pytest.approx(2 * cores * clock * rate, rel=0.005)
 
 
 @pytest.mark.parametrize(
