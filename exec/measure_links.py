@@ -1,7 +1,8 @@
 """Time links between the processes of this machine: one way, both ways and in groups, alone and behind compute.
 
-A transfer of which each receives n bytes is started on all members at once, waited for on the spot, and once more with
-compute between start and wait: what that compute then takes longer is what the transfer steals from it.
+As in a run, all members come out of compute, pack what they send and start; here they wait on the spot. What counts is
+the time from the last one's start. Once more with compute between start and wait: what that compute then takes longer
+is what the transfer steals from it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from planner.beats import CONTEXT
 from planner.ops import Broadcast, Gather, Parcel, Recv, Send, Transfer, peers
 from planner.trace import MessageSample
 
+BEFORE = 2e-3  # seconds of compute before a transfer starts
+PIECES = 8  # tensors that are packed into one message
 _PARCEL = Parcel("message", ())
 
 
@@ -57,33 +60,44 @@ def time_transfer(
     op, share = _op(verb, members, me), max(1, nbytes // (len(members) - 1) if verb == "gather" else nbytes)
     to, sources = peers(op, me)
     like = torch.zeros(share, dtype=torch.uint8, device=channels.device)
-    own = like if to else None
+    pieces = like.chunk(PIECES)
 
     def start() -> Pending:
-        return channels.start(op, me, own, dict.fromkeys(sources, share), like)
+        return channels.start(op, me, torch.cat(pieces) if to else None, dict.fromkeys(sources, share), like)
 
-    def line_up() -> None:
-        token, others = like[:1], [r for r in members if r != me]
-        channels.start(Gather(_PARCEL, members, CONTEXT), me, token, dict.fromkeys(others, 1), token).wait()
-        _settle()
+    def lined_up(seconds: float) -> float:
+        """What compute of `seconds` takes, right after all members have met."""
+        _shared(channels, members, 0.0)
+        return _work(seconds, pace, channels.device)
 
-    line_up()
+    lined_up(BEFORE)
     t0 = time.perf_counter()
     pending = start()
     t1 = time.perf_counter()
     pending.wait()
     _settle()
     t2 = time.perf_counter()
-    work = 2 * (t2 - t0) + 2e-3
-    alone = _work(work, pace, channels.device)
-    line_up()
+    last = max(_shared(channels, members, t0))
+    work = 2 * (t2 - last) + 2e-3
+    alone = lined_up(work)
+    lined_up(BEFORE)
     t3 = time.perf_counter()
     pending = start()
     _work(work, pace, channels.device)
     pending.wait()
     _settle()
     t4 = time.perf_counter()
-    return (t1 - t0, t2 - t0, max(0.0, (t4 - t3) - alone - (t1 - t0))) if sources else None
+    post = t1 - t0
+    return (post, max(t2 - last, post), max(0.0, (t4 - t3) - alone - post)) if sources else None
+
+
+def _shared(channels: Channels, members: tuple[int, ...], number: float) -> list[float]:
+    """Every member's number, once all have come."""
+    me = dist.get_rank()
+    own = torch.tensor([number], dtype=torch.float64, device=channels.device)
+    sizes = {member: 1 for member in members if member != me}
+    received = channels.start(Gather(_PARCEL, members, CONTEXT), me, own, sizes, own).wait()
+    return [number, *(float(tensor[0]) for tensor in received.values())]
 
 
 def _op(verb: str, members: tuple[int, ...], me: int) -> Transfer:

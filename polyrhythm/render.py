@@ -355,9 +355,6 @@ def _fitted(result: Fitted, console: Console) -> None:
     if lines:
         heads = ("held out, one at a time", "of", "cases", "median error", "90 % below", "refused")
         _table(console, "", heads, lines)
-    for row in report.rows:
-        for warning in row.warnings:
-            print(f"warning: {row.what}: {warning}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     if result.path:

@@ -1,10 +1,9 @@
-"""From a trace to a profile: robust means of parts, medians of messages, their spread, and the error on what was held out."""
+"""From a trace to a profile: robust means of parts and of messages, their spread, and the error on what was held out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +15,14 @@ from planner.profile import LEVELS, MessageTable, PartTable, Profile
 from planner.trace import MessageSample, PartSample, Trace
 from traces import catalogue
 from traces.held_out import HeldOut, Models, message_errors, size_errors, splits
+from traces.lint import lint
 
 TRIM = 0.1  # of the repeats at either end
-BUMP = 0.02  # how much less more rows may cost before we warn
 INSIDE = 0.8  # what the intervals are to cover
+BLOCKS = 4  # of the repeats of messages, to see how their mean varies
 
 # What a profile keeps of its trace's meta.
-ABOUT = ("date", "command", "devices", "properties", "occupancy", "machine", "foreign_load", "changed", "notes")
+ABOUT = ("date", "command", "devices", "properties", "occupancy", "machine", "foreign_load", "notes")
 
 Sample = TypeVar("Sample", PartSample, MessageSample)
 
@@ -42,27 +42,25 @@ class FitRow:
     error: float | None
     spread: tuple[float, ...] = (1.0, 1.0)
     interference: float | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """A row per table of a profile, and a line per split into what was seen and what was held out; prints as tables."""
+    """A row per table of a profile, a line per split into what was seen and what was held out, and what `lint` found."""
 
     rows: tuple[FitRow, ...]
     held_out: tuple[HeldOut, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        rows = [asdict(row) | {"warnings": list(row.warnings), "spread": list(row.spread)} for row in self.rows]
+        rows = [asdict(row) | {"spread": list(row.spread)} for row in self.rows]
         return {"tables": rows, "held_out": [asdict(h) for h in self.held_out], "warnings": list(self.warnings)}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> FitReport:
         """Inverse of `to_json`; InputError if the document is not a report."""
-        lists = ("warnings", "spread")
         try:
-            rows = [FitRow(**(row | {k: tuple(row[k]) for k in lists})) for row in document["tables"]]
+            rows = [FitRow(**(row | {"spread": tuple(row["spread"])})) for row in document["tables"]]
             held_out = [HeldOut(**line) for line in document["held_out"]]
             return FitReport(tuple(rows), tuple(held_out), tuple(document["warnings"]))
         except (KeyError, TypeError) as error:
@@ -76,7 +74,6 @@ class FitReport:
             lines.append(
                 f"{row.what:{width}}  {row.sizes:5}  {row.smallest:8}  {row.largest:8}  {row.repeats:7}  {error}"
             )
-            lines += [f"  warning: {warning}" for warning in row.warnings]
         lines += [f"held-out {h.split}: {h.what}: median {h.median:.1%}, p90 {h.p90:.1%}" for h in self.held_out]
         return "\n".join(lines + [f"warning: {warning}" for warning in self.warnings])
 
@@ -94,10 +91,9 @@ def fit(trace: Trace, models: Models | None = None) -> Profile:
     tables = tuple(table for table, _ in parts), tuple(table for table, *_ in messages)
     about = {name: trace.meta[name] for name in ABOUT if name in trace.meta}
     profile = Profile(*tables, about, _datasheets(trace, {table.device for table in tables[0]}))
-    changed = tuple(f"{name} was changed since it was written" for name in trace.meta.get("changed", ()))
     rows = tuple(row for _, row in parts) + tuple(row for _, row, _ in messages)
     held_out = splits(profile, [(table.name, errors) for table, _, errors in messages], models or _shipped)
-    about["fit"] = FitReport(rows, held_out, changed).to_json()
+    about["fit"] = FitReport(rows, held_out, lint(trace)).to_json()
     return profile
 
 
@@ -172,12 +168,7 @@ def _part_table(key: tuple[Any, ...], samples: list[PartSample]) -> tuple[PartTa
     table = replace(
         table, error=_typical(size_errors(table)), spread=_spread(seen), noise=_noise([ratio for _, ratio in seen])
     )
-    warnings = tuple(
-        f"{b} rows cost less than {a} ({whole[b]:.4g} s after {whole[a]:.4g} s): disturbed, or a kernel's threshold"
-        for a, b in pairwise(table.rows)
-        if whole[b] < (1 - BUMP) * whole[a]
-    )
-    return table, _row(table, sizes, warnings=warnings)
+    return table, _row(table, sizes)
 
 
 def _message_table(key: tuple[Any, ...], samples: list[MessageSample]) -> tuple[MessageTable, FitRow, list[float]]:
@@ -185,25 +176,28 @@ def _message_table(key: tuple[Any, ...], samples: list[MessageSample]) -> tuple[
     link, ranks, verb = key
     sizes = _grouped(samples, lambda sample: sample.nbytes)
     nbytes = [size for size, _ in sizes]
-    medians = [[_median(group, column) for _, group in sizes] for column in ("post", "total", "hidden")]
+    means = [[_mean(group, column) for _, group in sizes] for column in ("post", "total", "hidden")]
 
     def of(keep: Sequence[int]) -> MessageTable:
-        post, total, hidden = (tuple(nondecreasing([column[i] for i in keep])) for column in medians)
+        post, total, hidden = (tuple(nondecreasing([column[i] for i in keep])) for column in means)
         return MessageTable(link, ranks, tuple(nbytes[i] for i in keep), post, total, hidden, verb=verb)
 
-    table, errors = of(range(len(sizes))), message_errors(nbytes, medians[1], of)
-    usual = dict(zip(table.nbytes, table.total))
-    # A run sends many messages: what matters is how the sum over a sweep of all sizes varies.
-    sweeps = [
-        (repeat, sum(s.total_seconds for s in group) / sum(usual[s.nbytes] for s in group))
-        for repeat, group in _grouped(samples, lambda sample: sample.repeat)
-    ]
-    table = replace(table, error=_typical(errors), spread=_spread(sweeps))
+    table, errors = of(range(len(sizes))), message_errors(nbytes, means[1], of)
+    table = replace(table, error=_typical(errors), spread=_spread(_blocks(samples, dict(zip(nbytes, table.total)))))
     return table, _row(table, sizes, interference=table.interference), errors
 
 
-def _median(samples: list[MessageSample], column: str) -> float:
-    return float(np.median([getattr(sample, f"{column}_seconds") for sample in samples]))
+def _mean(samples: list[MessageSample], column: str) -> float:
+    """Trimmed. Messages are quick or wait for a tick of the scheduler: a run pays their sum, so no median is taken."""
+    return float(trimmed(np.array([[getattr(sample, f"{column}_seconds")] for sample in samples]))[0])
+
+
+def _blocks(samples: list[MessageSample], table: dict[int, float]) -> list[tuple[int, float]]:
+    """(block, its sum over the table's): as many messages as a run sends, so that what averages out there does here."""
+    repeats = 1 + max(sample.repeat for sample in samples)
+    blocks = _grouped(samples, lambda sample: sample.repeat * BLOCKS // repeats)
+    sums = [(b, sum(s.total_seconds for s in group), sum(table[s.nbytes] for s in group)) for b, group in blocks]
+    return [(block, seen / known) for block, seen, known in sums if known > 0]
 
 
 def _typical(errors: list[float]) -> float | None:

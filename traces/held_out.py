@@ -37,7 +37,7 @@ class HeldOut:
 def splits(profile: Profile, messages: Errors, models: Models) -> tuple[HeldOut, ...]:
     """All that the tables allow; splits without a second configuration are left out.
 
-    messages: (table's name, `message_errors`) of each, for its medians are no longer in a profile.
+    messages: (table's name, `message_errors`) of each, for its means are no longer in a profile.
     """
     found = [
         *_pooled("sizes", ((f"{t.device} {t.model}", size_errors(t)) for t in profile.parts)),
@@ -60,10 +60,10 @@ def size_errors(table: PartTable) -> list[float]:
 
 
 def message_errors(
-    nbytes: Sequence[int], medians: Sequence[float], table: Callable[[list[int]], MessageTable]
+    nbytes: Sequence[int], means: Sequence[float], table: Callable[[list[int]], MessageTable]
 ) -> list[float]:
-    """Signed, of every inner size; table(keep) is what is made of the medians of these sizes alone."""
-    return _size_errors(nbytes, medians, lambda keep, size: table(keep).at(size)[1])
+    """Signed, of every inner size; table(keep) is what is made of the means of these sizes alone."""
+    return _size_errors(nbytes, means, lambda keep, size: table(keep).at(size)[1])
 
 
 def _size_errors(
