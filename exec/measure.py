@@ -34,9 +34,9 @@ Beat = Callable[[int], None]
 class Request:
     """What to time. rows: band heights in latent rows; batches: forward items; kinds[process]: name of its device.
 
-    evaluations: per visit of a size, the first of which is dropped; repeats: sweeps over all sizes. transfers: what is
-    timed of links, as {"verb", "link", "members"}, the last a list of groups of processes that take turns; nbytes:
-    bytes a rank receives.
+    evaluations: per visit of a size, the first of which is dropped; sweep: number of this round over all sizes.
+    transfers: what is timed of links, as {"verb", "link", "members"}, the last a list of groups of processes that take
+    turns; nbytes: bytes a rank receives.
     """
 
     model: str
@@ -49,29 +49,26 @@ class Request:
     rows: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1, 2)
     evaluations: int = 3
-    repeats: int = 3
+    sweep: int = 0
     transfers: tuple[dict[str, Any], ...] = ()
     nbytes: tuple[int, ...] = ()
-    message_repeats: int = 20
+    message_repeats: int = 7
 
 
 def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
-    """PartSamples (as dicts) of this process's device: every (batch, rows) visited `repeats` times in random order."""
+    """PartSamples (as dicts) of this process's device: every (batch, rows) is visited once, in random order."""
     kind = request.kinds[dist.get_rank()]
+    height, width = request.height // pipe.vae_scale_factor, request.width // pipe.vae_scale_factor
+    visits = [(batch, rows) for batch in request.batches for rows in request.rows]
+    random.Random(request.sweep).shuffle(visits)  # the same order on all ranks
     samples = []
-    for repeat in range(request.repeats):
-        visits = [(batch, rows) for batch in request.batches for rows in request.rows]
-        random.Random(repeat).shuffle(visits)  # the same order on all ranks
-        for batch, rows in visits:
-            beat(repeat)
-            dist.barrier()  # a fast device must not run ahead until a transfer's timeout
-            for i, seconds in enumerate(time_parts(pipe, request, batch, rows, pace)):
-                number = repeat * (request.evaluations - 1) + i
-                height, width = request.height // pipe.vae_scale_factor, request.width // pipe.vae_scale_factor
-                sample = PartSample(
-                    kind, request.name, height, width, request.dtype, batch, rows, number, seconds, repeat
-                )
-                samples.append(asdict(sample))
+    for count, (batch, rows) in enumerate(visits):
+        beat(count)
+        dist.barrier()  # a fast device must not run ahead until a transfer's timeout
+        for i, seconds in enumerate(time_parts(pipe, request, batch, rows, pace)):
+            repeat = request.sweep * (request.evaluations - 1) + i
+            key = kind, request.name, height, width, request.dtype, batch, rows
+            samples.append(asdict(PartSample(*key, repeat, seconds, request.sweep)))
     return samples
 
 

@@ -36,7 +36,8 @@ def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat
     samples = []
     for transfer in request.transfers:
         verb, link, turns = transfer["verb"], transfer["link"], transfer["members"]
-        for repeat in range(request.message_repeats):
+        first = request.sweep * request.message_repeats
+        for repeat in range(first, first + request.message_repeats):
             beat(repeat)
             members = tuple(turns[repeat % len(turns)])
             sizes = list(request.nbytes)

@@ -25,7 +25,7 @@ from planner.schemes import SCHEMES
 from planner.timeline import Timeline
 from planner.volume import volume
 from polyrhythm.interval import bounded
-from polyrhythm.local import Machine, RunResult, band_sizes, machine, model_directory
+from polyrhythm.local import FOREIGN_CORES, Machine, RunResult, band_sizes, machine, model_directory
 from sim.run import run as simulate
 from traces import report
 from traces.chrome import write_chrome
@@ -35,8 +35,6 @@ from traces.fit import fit
 from traces.store import load_model, save_profile, save_timeline
 from traces.tables import save_trace
 
-# A row during which others kept more than this many cores busy is run again.
-FOREIGN_CORES = 0.06
 PROMPT = "red star on blue"
 
 

@@ -30,13 +30,14 @@ def measured(tmp_path_factory):
         "sampler": "flow-euler",
         "kinds": ("a", "b", "c"),
         "rows": ROWS,
-        "repeats": 2,
         "transfers": _transfers(cluster_from_flags("cpu*3")),
         "nbytes": NBYTES,
-        "message_repeats": 2,
+        "message_repeats": 1,
     }
     with Ranks(3, silent_seconds=120) as ranks:
-        return ranks.call("measure", {"request": request, "pace": None, "timeout_seconds": 60})
+        args = [{"request": request | {"sweep": sweep}, "pace": None, "timeout_seconds": 60} for sweep in (0, 1)]
+        sweeps = [ranks.call("measure", own) for own in args]
+    return [{k: a[k] + b[k] for k in ("parts", "messages")} | {"properties": a["properties"]} for a, b in zip(*sweeps)]
 
 
 def test_every_size_of_bands(measured):
