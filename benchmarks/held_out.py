@@ -38,9 +38,9 @@ from polyrhythm.api import job as usual_job  # noqa: E402
 from polyrhythm.demo import PROMPT, devices  # noqa: E402
 from polyrhythm.interval import bounded  # noqa: E402
 from polyrhythm.local import FOREIGN_CORES, Machine, band_sizes, model_directory  # noqa: E402
+from polyrhythm.rehearsal import fitted  # noqa: E402
 from sim.run import run as simulate  # noqa: E402
 from traces.clusters import cluster_from_flags  # noqa: E402
-from traces.fit import fit  # noqa: E402
 from traces.ranking import Rankings, Tried, ranked  # noqa: E402
 from traces.store import (  # noqa: E402
     load_model,
@@ -151,7 +151,7 @@ def perform(name: str, out: Path, end: float) -> bool:
             if here.nominal is not None:
                 save_profile(nominal, here.nominal)
             save_trace(home / "trace", trace)
-        profile = fit(load_trace(home / "trace"))
+        profile = fitted(load_trace(home / "trace"))
         for case, plan_name in left(setting, home):
             if time.monotonic() > end:
                 raise OutOfTime
@@ -275,7 +275,7 @@ def lines(out: Path, names: list[str]) -> list[Line]:
         if not (home / "trace" / "meta.json").is_file():
             continue
         model, _, cluster, _ = made(setting)
-        profile = fit(load_trace(home / "trace"))
+        profile = fitted(load_trace(home / "trace"))
         for case in setting.cases or ((),):
             for plan_name in setting.plans:
                 stem = home / f"{spelled(case)}.{plan_name}"

@@ -167,13 +167,15 @@ class MessageTable:
 class Profile:
     """What was measured, and where: tables of parts and of messages, `about` (machine, date, versions, trace).
 
-    devices: what the datasheets say of the kinds that were measured, where they say anything.
+    devices: what the datasheets say of the kinds that were measured, where they say anything. doubt: half-width of what
+    the 80 % interval of a whole run has beside those of its parts and messages, as rehearsals showed it.
     """
 
     parts: tuple[PartTable, ...] = ()
     messages: tuple[MessageTable, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     devices: tuple[Device, ...] = ()
+    doubt: float = 0.0
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str, int, int, str, int], PartTable]:
@@ -202,7 +204,8 @@ class Profile:
         parts = [{k: getattr(t, k) for k in PartTable.__dataclass_fields__} for t in self.parts]
         messages = [{k: getattr(t, k) for k in MessageTable.__dataclass_fields__} for t in self.messages]
         devices = [asdict(device) for device in self.devices]
-        return {"schema_version": 1, "about": self.about, "devices": devices, "parts": parts, "messages": messages}
+        document = {"schema_version": 1, "about": self.about, "doubt": self.doubt, "devices": devices}
+        return document | {"parts": parts, "messages": messages}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Profile:
@@ -212,10 +215,11 @@ class Profile:
         try:
             parts = [PartTable(**_tuples(t) | {"seconds": tuple(map(tuple, t["seconds"]))}) for t in document["parts"]]
             messages = [MessageTable(**_tuples(t)) for t in document["messages"]]
-            devices = [Device(**device) for device in document.get("devices", [])]
+            devices = tuple(Device(**device) for device in document.get("devices", []))
+            about, doubt = dict(document.get("about", {})), document.get("doubt", 0.0)
         except (KeyError, TypeError) as error:
             raise InputError(f"profile: not a profile file ({error})") from error
-        return Profile(tuple(parts), tuple(messages), dict(document.get("about", {})), tuple(devices))
+        return Profile(tuple(parts), tuple(messages), about, devices, doubt)
 
 
 def positive_fit(points: Iterable[tuple[float, float, float]]) -> tuple[float, float]:

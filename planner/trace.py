@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from planner.cluster import Cluster
+from planner.plan import Plan
+
 
 @dataclass(frozen=True, slots=True)
 class PartSample:
@@ -41,9 +44,19 @@ class MessageSample:
 
 
 @dataclass(frozen=True)
+class Rehearsal:
+    """A short whole run: what the plan took on the cluster. No fit may use it; it is there to be predicted."""
+
+    plan: Plan
+    cluster: Cluster
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Trace:
-    """Samples, and `meta`: date, command, devices, datasheets, machine, foreign_load (cores that others used), hashes."""
+    """Samples, rehearsals, and `meta`: date, command, devices, datasheets, machine, foreign_load (cores that others used), hashes."""
 
     meta: dict[str, Any] = field(default_factory=dict)
     parts: tuple[PartSample, ...] = ()
     messages: tuple[MessageSample, ...] = ()
+    runs: tuple[Rehearsal, ...] = ()

@@ -485,7 +485,7 @@ class Fitted:
 
 def fit(trace: Trace) -> Fitted:
     """A profile of everything in the trace; InputError if it is empty or does not belong together."""
-    from traces.fit import fit as fitted
+    from polyrhythm.rehearsal import fitted
     from traces.fit import report
 
     profile = fitted(trace)

@@ -26,12 +26,12 @@ from planner.timeline import Timeline
 from planner.volume import volume
 from polyrhythm.interval import bounded
 from polyrhythm.local import FOREIGN_CORES, Machine, RunResult, band_sizes, machine, model_directory
+from polyrhythm.rehearsal import fitted
 from sim.run import run as simulate
 from traces import report
 from traces.chrome import write_chrome
 from traces.clusters import cluster_from_flags
 from traces.files import write
-from traces.fit import fit
 from traces.store import load_model, save_profile, save_timeline
 from traces.tables import save_trace
 
@@ -158,7 +158,7 @@ def _one_model(
     height, _ = model.latent_size(job)
     sizes = band_sizes(model, height, 8 if quick else 12)
     trace = here.measure(directory, name, job, sizes, repeats=2 if quick else 3)
-    profile = fit(trace)
+    profile = fitted(trace)
     save_trace(home / f"{name}.trace", trace)
     save_profile(home / f"{name}.profile.json", profile)
     reference: np.ndarray | None = None

@@ -12,6 +12,7 @@ from planner.model import Model
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.timeline import Timeline
+from planner.utilisation import widened
 from sim.run import run
 
 COVERAGE = 0.8
@@ -28,10 +29,13 @@ def bounded(
     """`predicted` with `interval_seconds` of its latency, and their `coverage`, in its provenance.
 
     All durations are taken to err alike, as they do on a machine that is slower today; what errs to both sides averages
-    out in a run, and is in no duration's interval to begin with (`traces.fit`).
+    out in a run, and is in no duration's interval to begin with (`traces.fit`). What rehearsals left in doubt comes on
+    top.
     """
     plan = replace(plan, recipe=None)  # of what was done, whatever a scheme would do then
     ends = (run(plan, model, cluster, load=load, cost=Cost(model, plan.job, cluster, profile, edge)) for edge in (0, 1))
-    low, high = (timeline.latency_seconds for timeline in ends)
-    predicted.provenance |= {"interval_seconds": [low, high], "coverage": COVERAGE}
+    middle = predicted.latency_seconds
+    low, high = (timeline.latency_seconds / middle if middle else 1.0 for timeline in ends)
+    low, high = widened((low, high), profile.doubt if profile else 0.0)
+    predicted.provenance |= {"interval_seconds": [low * middle, high * middle], "coverage": COVERAGE}
     return predicted

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import combinations
@@ -26,8 +26,9 @@ from planner.model import Model
 from planner.plan import Plan
 from planner.profile import PartTable, Profile
 from planner.timeline import Seen, Timeline
-from planner.trace import MessageSample, PartSample, Trace
+from planner.trace import MessageSample, PartSample, Rehearsal, Trace
 from polyrhythm.load import Load
+from polyrhythm.rehearsal import plans
 from traces.store import load_model
 
 # A paced device of speed 1 takes this many times what its core needs, so that there is slack to absorb noise.
@@ -118,7 +119,7 @@ class Machine:
         if self.nominal is not None or not any("@" in kind for kind in self.kinds):
             return
         self.progress("timing the cores to pace the virtual devices by")
-        description = load_model(name)
+        description = load_model(job.model)
         sizes = band_sizes(description, description.latent_size(job)[0], 4)
         trace = self._measure(model, name, job, sizes, (), None, repeats=3)
         batches = sorted({sample.batch for sample in trace.parts})
@@ -133,10 +134,13 @@ class Machine:
         nbytes: tuple[int, ...] = MESSAGE_SIZES,
         repeats: int = 3,
     ) -> Trace:
-        """Time parts on bands of `rows` latent rows, and gathers of `nbytes`, on the devices as they are."""
+        """Time parts on bands of `rows` latent rows, and messages of `nbytes`, on the devices as they are; rehearse."""
         self.calibrate(model, name, job)
         self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
-        return self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
+        trace = self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
+        self.progress("rehearsing")
+        runs = [(plan, self.run(plan, model)) for plan in plans(load_model(job.model), job, self.cluster)]
+        return replace(trace, runs=tuple(Rehearsal(p, self.cluster, r.timeline.latency_seconds) for p, r in runs))
 
     def _measure(
         self,

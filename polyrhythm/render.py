@@ -355,6 +355,10 @@ def _fitted(result: Fitted, console: Console) -> None:
     if lines:
         heads = ("held out, one at a time", "of", "cases", "median error", "90 % below", "refused")
         _table(console, "", heads, lines)
+    for run in result.profile.about.get("rehearsed", ()):
+        what = f"{run['scheme']} {run['mode']} rows {_value(run['rows'])}".replace("  ", " ")
+        both = f"predicted {seconds(run['predicted_seconds'])}, took {seconds(run['measured_seconds'])}"
+        print(f"rehearsed {what}: {both}: {run['error']:+.1%}")
     for warning in report.warnings:
         print(f"warning: {warning}")
     if result.path:

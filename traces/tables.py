@@ -1,4 +1,5 @@
-"""A trace directory: `meta.json`, `parts.csv` (a line per timed forward), `messages.csv` (a line per timed transfer).
+"""A trace directory: `meta.json`, `parts.csv` (a line per timed forward), `messages.csv` (a line per timed transfer), and
+`runs.json` (rehearsals: plan, cluster, seconds), where there were any.
 
 parts.csv holds the seconds of all parts of a forward in one column, space-separated: a line per part would be a hundred
 times as many.
@@ -19,18 +20,20 @@ from planner.errors import InputError
 from traces.files import format_json, read_json, read_text, write
 
 if TYPE_CHECKING:
-    from planner.trace import Trace
+    from planner.trace import Rehearsal, Trace
 
 SCHEMA_VERSION = 1
-META, PARTS, MESSAGES = "meta.json", "parts.csv", "messages.csv"
+META, PARTS, MESSAGES, RUNS = "meta.json", "parts.csv", "messages.csv", "runs.json"
 
 
 def save_trace(directory: Path | str, trace: Trace) -> None:
-    """Write the three files; `meta.json`, with their hashes, comes last: a directory that has it is complete."""
+    """Write the files; `meta.json`, with their hashes, comes last: a directory that has it is complete."""
     from planner.trace import MessageSample, PartSample
 
     directory = Path(directory)
     texts = {PARTS: _format(PartSample, trace.parts), MESSAGES: _format(MessageSample, trace.messages)}
+    if trace.runs:
+        texts[RUNS] = format_json({"schema_version": SCHEMA_VERSION, "runs": [_run(run) for run in trace.runs]})
     for name, text in texts.items():
         write(directory / name, text)
     hashes = {name: _sha256(text) for name, text in texts.items()}
@@ -54,7 +57,37 @@ def load_trace(directory: Path | str) -> Trace:
     hashes = meta.pop("hashes", {})
     changed = [name for name, digest in hashes.items() if _sha256(read_text(directory / Path(name).name)) != digest]
     meta |= {"changed": changed} if changed else {}
-    return Trace(meta, _parse(PartSample, directory / PARTS), _parse(MessageSample, directory / MESSAGES))
+    parts, messages = _parse(PartSample, directory / PARTS), _parse(MessageSample, directory / MESSAGES)
+    return Trace(meta, parts, messages, _load_runs(directory / RUNS))
+
+
+def _run(run: Rehearsal) -> dict[str, Any]:
+    return {"seconds": run.seconds, "plan": run.plan.to_json(), "cluster": run.cluster.to_json()}
+
+
+def _load_runs(path: Path) -> tuple[Rehearsal, ...]:
+    """The rehearsals; none if there is no such file."""
+    from planner.cluster import Cluster
+    from planner.plan import Plan
+    from planner.trace import Rehearsal
+    from traces.typed import Misfit, check
+
+    if not path.is_file():
+        return ()
+    try:
+        runs = [
+            Rehearsal(Plan.from_json(run["plan"]), Cluster.from_json(run["cluster"]), run["seconds"])
+            for run in read_json(path)["runs"]
+        ]
+        for run in runs:
+            check(run)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Misfit as misfit:
+        raise InputError(f"{path}: {misfit}") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a list of runs ({type(error).__name__}: {error})") from error
+    return tuple(runs)
 
 
 def _sha256(text: str) -> str:
