@@ -29,7 +29,7 @@ def plans(model: Model, job: Job, cluster: Cluster) -> list[Plan]:
     """A few steps in bands that are uneven one way with stale context, and the other way with fresh."""
     short = replace(job, steps=STEPS)
     if len(cluster.devices) == 1:
-        return [_made("single", model, short, cluster)]
+        return [_made("single", model, short, cluster, device=cluster.devices[0].name)]
     rows = even(model.latent_size(job)[0], len(cluster.devices), model.granule)
     step = max(1, rows[-1] // (4 * model.granule)) * model.granule if rows[-1] > model.granule else 0
     uneven = (rows[0] - step, *rows[1:-1], rows[-1] + step)
