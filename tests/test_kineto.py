@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from planner.annotation import Annotation, format
 from planner.errors import InputError
 from planner.timeline import Event
+from sim.replay import replay
 from traces import event_stream, kineto, unpack
 from traces.collectives import kind_of, received_bytes
 from traces.importing import detect, read_foreign
 from traces.kineto import read_rank
 from traces.profiler_run import ProfilerRun, read_run
+from traces.replay import recording
+from traces.what_if import with_speeds
 
 FIXTURES = Path(__file__).parent / "fixtures" / "kineto"
 REAL = (FIXTURES / "rank0.json.gz", FIXTURES / "rank1.json")
@@ -117,6 +120,11 @@ def test_our_annotations_are_the_timeline(real):
     assert min(event.start_ns for event in timeline.events) == 0
 
 
+def test_real_ranks_are_performed_again(real):
+    timeline = real.timeline()
+    assert replay(recording(timeline)).latency_seconds == pytest.approx(timeline.latency_seconds, rel=0.01)
+
+
 def test_work_by_annotation(real):
     work = {(total.rank, total.annotation): total for total in real.work()}
     products = {rank: work[rank, "compute C 0-1"] for rank in (0, 1)}
@@ -207,13 +215,40 @@ def test_a_timeline_without_annotations_of_ours(tmp_path):
     # a launch gap joins, a long pause parts; the collective is not compute
     a = [*steps, kernel(0, 10), kernel(15, 10), kernel(200, 10, stream=9), gather(30, 100, 1)]
     b = [*steps, kernel(0, 100), gather(110, 20, 1)]
-    events = run_of(tmp_path, a, b).timeline().events
-    assert events[:3] == [
+    timeline = run_of(tmp_path, a, b).timeline()
+    assert timeline.of(0) == [
         Event(0, "compute", "kernels", 4, 0, 25 * US, 0, 0),
-        Event(0, "0", "all_gather 2", 4, 110 * US, 130 * US, 1024, 30 * US),
+        Event(0, "0", "G all_gather.0 [0,1]", 4, 110 * US, 130 * US, 1024, 30 * US),
+        Event(0, "wait", "W all_gather.0", 4, 30 * US, 130 * US, 0, 30 * US),
         Event(0, "compute", "kernels", 4, 200 * US, 210 * US, 0, 200 * US),
     ]
-    assert [event.lane for event in events[3:]] == ["compute", "0"]
+    assert [event.lane for event in timeline.of(1)] == ["compute", "0", "wait"]
+
+
+def overlapping(tmp_path):
+    """Rank 0 gathers behind its kernels and then sends; rank 1 comes late, receives, and needs both at once."""
+    said = {"Group size": 2, "Process Group Ranks": "[0, 1]", "Seq": 9}
+    send = gather(200, 60, 3, name="send", **(said | {"Dst Rank": 1}))
+    recv = gather(240, 20, 3, name="recv", **(said | {"Src Rank": 0}))
+    a = [kernel(0, 100), gather(40, 80, 1), kernel(150, 50), send, kernel(300, 10)]
+    return run_of(tmp_path, a, [kernel(0, 90), gather(95, 25, 1), recv, kernel(270, 30)]).timeline()
+
+
+def test_transfers_behind_work_cut_it_and_are_waited_for_by_what_follows(tmp_path):
+    found = [(e.label, e.start_ns // US, e.end_ns // US) for e in overlapping(tmp_path).of(0)]
+    assert found == [
+        ("kernels", 0, 40), ("G all_gather.0 [0,1]", 95, 120), ("kernels", 40, 100), ("W all_gather.0", 100, 120),
+        ("kernels", 150, 200), ("S 0>1 >1", 240, 260), ("W 0>1", 200, 260), ("kernels", 300, 310),
+    ]  # fmt: skip
+
+
+def test_a_run_of_others_is_performed_again(tmp_path):
+    timeline = overlapping(tmp_path)
+    assert replay(recording(timeline)).latency_seconds == timeline.latency_seconds == pytest.approx(310e-6)
+    faster = replay(with_speeds(recording(timeline), (1, 2)))
+    assert 240e-6 < faster.latency_seconds < 310e-6
+    with pytest.raises(InputError, match=r"op 1 `all_gather 2`: none of our ops"):
+        recording(run_of(tmp_path, [kernel(0, 10), gather(20, 5, 1)]).timeline())
 
 
 def test_device_annotations_count_before_the_hosts(tmp_path):

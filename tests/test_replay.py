@@ -144,7 +144,7 @@ def test_clocks_that_cannot_be():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda es: [es[0]._replace(label="kernels"), *es[1:]], r"rank 0, op 0 `kernels`: none of our ops"),
+        (lambda es: [es[0], es[1]._replace(label="all_gather 2"), *es[2:]], r"rank 0, op 1 `all_gather 2`: none of"),
         (lambda es: [e for e in es if e.lane != "wait"], r"rank 0, op 1 `G kv \[0,1\]`: nobody waits for it"),
         (lambda es: [e for e in es if e.lane != "c"], r"rank 0, op 1 `W kv`: nothing of that name"),
         (lambda es: [e for e in es if e.rank == 0], r"rank 0, op 1 `G kv \[0,1\]`: rank 1 does not take part"),

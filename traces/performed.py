@@ -12,11 +12,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from planner.labels import parse
-from planner.ops import Compute, Op, Wait, meetings, name_of
+from planner.ops import Compute, Op, Rows, Wait, meetings, name_of
 from planner.timeline import Event, Timeline
 
 # The most that moving n bytes to their place takes: so long and n nanoseconds, a slow copy in memory.
 COPY_NS = 50_000
+_WORK = Compute(0, 0, 0, Rows(0, 0), ())  # computing of which nothing is known but how long it took
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +39,8 @@ class Meeting:
 
 @dataclass(eq=False, slots=True)
 class Done:
-    """One op that a rank performed; number: its place in the rank's order. op: None for a label that is not ours.
+    """One op that a rank performed; number: its place in the rank's order. op: None for a label that is not ours,
+    unless it is computing.
 
     partner: the transfer of a Wait, the Wait of a transfer, or None. meetings: of a transfer.
     """
@@ -72,7 +74,8 @@ def performed(timeline: Timeline) -> list[list[Done]]:
         seen: Counter[Hashable] = Counter()
         for event in timeline.of(rank):
             lane = "" if event.lane in ("compute", "wait") else event.lane
-            done = Done(len(log), event, parse(event.label, lane))
+            op = parse(event.label, lane) or (_WORK if event.lane == "compute" else None)
+            done = Done(len(log), event, op)
             log.append(done)
             if isinstance(done.op, Wait):
                 turns = pending[done.op.name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -15,15 +15,14 @@ import numpy as np
 
 from planner.annotation import parse
 from planner.errors import InputError
-from planner.timeline import Event, Timeline
+from planner.timeline import Timeline
 from planner.trace import MessageSample
 from traces.collectives import Alignment, Collective, Transfer, align, meetings, samples, transfers
+from traces.foreign_ops import STEP, foreign
 from traces.kineto import RankTrace, Spans, read_rank
 from traces.our_ops import annotated, images
 from traces.unpack import MAX_BYTES
 
-GAP_NS = 20_000  # work that follows sooner belongs to the same stretch: a launch, not a wait
-_STEP = re.compile(r"ProfilerStep#(\d{1,9})")
 _RANK_IN_NAME = re.compile(r"rank[-_.]?(\d{1,5})", re.IGNORECASE)
 
 
@@ -60,6 +59,10 @@ class ProfilerRun:
     def alignment(self) -> Alignment:
         """How the hosts' clocks were brought together, and how well."""
         return align(self._met[0].values(), self._hosts)
+
+    def _clock(self, rank: int) -> int:
+        """What is added to the times of `rank`."""
+        return self.alignment.offsets_ns[self._hosts[rank]]
 
     @cached_property
     def _transfers(self) -> tuple[list[Transfer], int]:
@@ -104,8 +107,8 @@ class ProfilerRun:
     def timeline(self, image: int | None = None) -> Timeline:
         """The run as a measured timeline that starts at 0; of several images the last, or the one of that number.
 
-        From our own annotations where a rank has any; else stretches of work on lane `compute` and its collectives each
-        on the lane of their group. step: of the annotation or `ProfilerStep`, or -1. A rank's place in `devices` is its
+        From our own annotations where a rank has any; else its stretches of work and its collectives, as
+        `traces/foreign_ops.py` reads them. step: of the annotation or `ProfilerStep`, or -1. A rank's place in `devices` is its
         place in `ranks`, should some be missing. `received` is empty: a profiler does not see from whom bytes came.
         Raises InputError for an image that is not there.
         """
@@ -113,15 +116,12 @@ class ProfilerRun:
             raise InputError(f"{self.traces[0].path}: image {image}: there are {self.images} in it, counted from 0")
         number = self.images - 1 if image is None else image
         plans = [images(trace)[number].plan for trace in self.traces] if self.images else []
-        when = _met_at(self.transfers)
+        parties = {id(part): met for met in self._met[0].values() for part in met.values()}
         events = []
         for place, trace in enumerate(self.traces):
+            own = sorted(annotated(trace, place, number), key=lambda event: (event.start_ns, event.end_ns))
             shift = self.alignment.offsets_ns[trace.host]
-            own = list(annotated(trace, place, number)) or [
-                *_stretches(trace, place),
-                *_collectives(trace, place, shift, when),
-            ]
-            events += [e.later(shift) for e in sorted(own, key=lambda event: (event.start_ns, event.end_ns))]
+            events += [e.later(shift) for e in own] or foreign(trace, place, self.ranks, parties, self._clock)
         zero = min((min(event.start_ns, event.posted_ns) for event in events), default=0)
         return Timeline(
             source="measured",
@@ -159,64 +159,6 @@ def read_run(paths: Sequence[Path | str], limit: int = MAX_BYTES) -> ProfilerRun
         if a.rank == b.rank:
             raise InputError(f"{b.path}: rank {b.rank} is already in {a.path}; give one file per rank of one run")
     return ProfilerRun(tuple(traces))
-
-
-def _stretches(trace: RankTrace, place: int) -> Iterator[Event]:
-    """Stretches of time in which the device, or else the CPU, does work, over all its streams or threads."""
-    spans = trace.work if len(trace.work) else trace.ops
-    if not len(spans):
-        return
-    order = np.argsort(spans.start_ns, kind="stable")
-    start, end = spans.start_ns[order], np.maximum.accumulate(spans.end_ns[order])
-    breaks = np.flatnonzero(start[1:] > end[:-1] + GAP_NS) + 1
-    firsts = start[np.concatenate(([0], breaks))]
-    lasts = end[np.concatenate((breaks - 1, [len(end) - 1]))]
-    what = "kernels" if len(trace.work) else "ops"
-    for step, first, last in zip(_steps(trace, firsts), firsts.tolist(), lasts.tolist()):
-        yield Event(place, "compute", what, step, first, last, 0, first)
-
-
-def _met_at(done: Sequence[Transfer]) -> dict[tuple[int, str, str, int], int]:
-    """When all had come, by rank, group, kind and the rank's own start, on the aligned clock."""
-    return {
-        (rank, transfer.group, kind, transfer.start_ns - skew): transfer.start_ns
-        for transfer in done
-        for rank, skew in zip(transfer.ranks, transfer.skew_ns)
-        for kind in (("send", "recv") if transfer.kind == "send_recv" else (transfer.kind,))
-    }
-
-
-def _collectives(
-    trace: RankTrace, place: int, shift: int, when: Mapping[tuple[int, str, str, int], int]
-) -> Iterator[Event]:
-    """The rank's parts in transfers: posted when its own began, started when all had come."""
-    steps = _steps(trace, np.array([part.start_ns for part in trace.collectives], dtype=np.int64))
-    for step, part in zip(steps, trace.collectives):
-        start = when.get((trace.rank, part.group, part.kind, part.start_ns + shift), part.start_ns + shift) - shift
-        label = f"{part.kind} {part.size or '?'}"
-        yield Event(
-            place,
-            part.group or part.source,
-            label,
-            step,
-            min(start, part.end_ns),
-            part.end_ns,
-            part.nbytes,
-            part.start_ns,
-        )
-
-
-def _steps(trace: RankTrace, times: np.ndarray) -> list[int]:
-    """The profiler's step at each time, on the host's clock; -1 outside."""
-    numbers = {i: int(match[1]) for i, name in enumerate(trace.names) if (match := _STEP.fullmatch(name))}
-    spans = trace.annotations.pick(np.isin(trace.annotations.name, list(numbers)))
-    if not len(spans):
-        return [-1] * len(times)
-    spans = spans.pick(np.argsort(spans.start_ns, kind="stable"))
-    at = np.searchsorted(spans.start_ns, times, side="right") - 1
-    inside = (at >= 0) & (times < spans.end_ns[at])
-    step = np.array([numbers[name] for name in spans.name.tolist()])
-    return np.where(inside, step[at], -1).tolist()
 
 
 def _totals(trace: RankTrace) -> Iterator[WorkTotal]:
@@ -268,4 +210,4 @@ def _plain(name: str) -> str:
     if said is not None:
         label = re.sub(r" s\d+$", "", said.label)
         return f"{said.kind} {label}"
-    return "ProfilerStep" if _STEP.fullmatch(name) else name
+    return "ProfilerStep" if STEP.fullmatch(name) else name
