@@ -63,22 +63,29 @@ class Channels:
         self.members = members
         self.received.clear()
 
-    def start(self, op: Transfer, rank: int, outgoing: Tensor | None, sizes: dict[int, int], like: Tensor) -> Pending:
-        """Start `op` as the plan's `rank`: `outgoing` to the peers it sends to, sizes[peer] elements of `like` from others."""
+    def start(
+        self, op: Transfer, rank: int, outgoing: Tensor | dict[int, Tensor] | None, sizes: dict[int, int], like: Tensor
+    ) -> Pending:
+        """Start `op` as the plan's `rank`: `outgoing` to the peers it sends to, sizes[peer] elements of `like` from others.
+
+        outgoing: for all of them, or by peer.
+        """
         to, sources = peers(op, rank)
         host = self.staged and like.device.type != "cpu"
         place = torch.device("cpu") if host else like.device
-        if host and outgoing is not None:
-            outgoing = outgoing.cpu()
+        each = outgoing if isinstance(outgoing, dict) else dict.fromkeys(to, outgoing)
+        if host:
+            on_host = {id(tensor): tensor.cpu() for tensor in each.values()}
+            each = {peer: on_host[id(tensor)] for peer, tensor in each.items()}
         received = {peer: torch.empty(sizes[peer], dtype=like.dtype, device=place) for peer in sources}
         group = self.groups[op.channel]
         # Receives first: a posted receive lets the peer's send finish while this rank computes.
         calls = [self._call(dist.irecv, received[peer], peer, op.channel, group) for peer in sources]
-        calls += [self._call(dist.isend, outgoing, peer, op.channel, group) for peer in to]
+        calls += [self._call(dist.isend, each[peer], peer, op.channel, group) for peer in to]
         for peer, tensor in received.items():
             self.received[peer] += tensor.nbytes
         works = dist.batch_isend_irecv(calls) if calls else []
-        return Pending(works, received, like.device, [] if outgoing is None else [outgoing])
+        return Pending(works, received, like.device, list(each.values()))
 
     def _call(self, verb: object, tensor: Tensor, peer: int, channel: str, group: dist.ProcessGroup) -> dist.P2POp:
         # Both ends count their turns with each other alike, so a tag names one message of the pair.

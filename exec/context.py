@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from exec.attention import Asked, Pieces
 from planner.errors import PlanError
 from planner.job import Job
 from planner.model import Model
@@ -65,6 +66,8 @@ class Context:
         self.step = 0
         self.phase: Phase | None = None
         self.group: tuple[int, ...] = ()
+        self.pieces: Pieces
+        self.started = False
 
     def enter(self, phase: Phase, step: int = 0) -> None:
         """The evaluation is that of grid step `step`; bands and policy are those of `phase` from now on."""
@@ -103,10 +106,10 @@ class Context:
 
     # What travels
 
-    def pack(self, what: Parcel) -> Tensor:
-        """Own tensors of the parcel, flattened one after the other in the job's dtype; its size is the planned one."""
-        flat = torch.cat([self._cut(s, what).reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
-        planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what)
+    def pack(self, what: Parcel, to: int = 0) -> Tensor:
+        """Tensors of the parcel for rank `to`, flattened one after the other in the job's dtype, of the planned size."""
+        flat = torch.cat([self._cut(s, what, to).reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
+        planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what, to)
         if flat.nbytes != planned:
             raise PlanError(
                 f"rank {self.rank}: parcel {what.name} is {flat.nbytes} bytes, the plan says {planned}; is it another model?"
@@ -115,15 +118,22 @@ class Context:
 
     def unpack(self, phase: Phase, what: Parcel, source: int, flat: Tensor, step: int) -> None:
         """Keep `source`'s tensors of the parcel, made at grid step `step`, as its last."""
-        at = 0
+        if what.divided:
+            self.pieces.incoming(what, source, flat)
+            return
+        at, origin = 0, phase.origin(source, what)
         for s in what.stops:
-            shape = self.shape(phase, s, source, what)
+            shape = self.shape(phase, s, origin, what)
             count = torch.Size(shape).numel()
-            self.keep(phase, s, source, flat[at : at + count].view(shape), step)
+            self.keep(phase, s, origin, flat[at : at + count].view(shape), step)
             at += count
 
-    def _cut(self, stop: int, what: Parcel) -> Tensor:
-        """The part of the own tensor at `stop` that is in `what`."""
+    def _cut(self, stop: int, what: Parcel, to: int) -> Tensor:
+        """The part of the tensor at `stop` that is in `what`."""
+        if what.divided:
+            return self.pieces.outgoing(what, to)
+        if what.hops:
+            return self.last(stop, self.phase.origin(self.rank, what))
         own, kind = self.own[stop], self.model.stops[stop].kind
         if what.part == "own" or kind not in ("kv", "halo"):
             return own
@@ -169,6 +179,31 @@ class Context:
                 count = self.shape(self.phase, stop, rank, replace(WHOLE, portion=portion))[1]
                 seen.append(self.stale(stop, rank, partial(_nearest, count=count, top=other > place)))
         return torch.cat(seen, dim=1)
+
+    def ask(self, stop: int, asked: Asked) -> None:
+        """The attention at `stop` begins, which the plan may do in pieces."""
+        phase, rank = self.phase, self.rank
+        self.pieces = Pieces(asked, phase, rank, lambda other: self.shape(phase, stop, other)[1])
+        self.started = False
+
+    def attend(self, stop: int, ranks: tuple[int, ...]) -> None:
+        """One piece of the attention: over the keys and values of `ranks`."""
+        self.started = True
+        if self.phase.context.heads:
+            self.pieces.attend()
+            return
+        asked = self.pieces.asked
+        for rank in ranks:
+            both = self.own[stop] if rank == self.rank else self.last(stop, rank).to(asked.key.dtype)
+            key, value = (x.unflatten(-1, asked.key.shape[2:]) for x in both.chunk(2, dim=-1))
+            self.pieces.add(key, value, rank == self.rank)
+
+    def attended(self, stop: int) -> Tensor | None:
+        """What came of the pieces, and nobody's keys are kept; None if the plan does the attention in one go."""
+        if not self.started:
+            return None
+        self.theirs.pop(stop, None)
+        return self.pieces.result()
 
     def edges(self, stop: int) -> tuple[Tensor, Tensor]:
         """Rows above and below the own band, (b, C, pad, W) each; zeros beyond the image."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from exec.attention import Asked
 from exec.context import Context
 from exec.run import Program
 from planner.errors import InputError, PlanError
@@ -31,6 +32,7 @@ class Adapter(Protocol):
     packed: int
     stops: tuple[Stop, ...]
     joint: bool  # whether the text's tokens go through the blocks with the image's, and so travel with them at a border
+    speaking: tuple[int, ...]  # stops of attentions whose outputs for the text are needed
 
     def install(self, seam: Seam) -> None: ...
 
@@ -85,15 +87,23 @@ class Seam:
         """Whether this rank has the whole image of its branches: nobody's context is needed, layers run as they are."""
         return self.context is None or len(self.context.group) == 1
 
-    def keys_values(self, stop: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Own keys and values (b, T, C) in, those of the whole image out, in the same dtype."""
-        if not self.live:
-            return key, value
-        if self.alone:
+    def attend(self, stop: int, asked: Asked) -> tuple[Tensor, Tensor | None]:
+        """Attention of the own band over the whole image: outputs of the own image tokens (b, T, C), of the text (b, S, C).
+
+        Over what has come of the others' keys and values, or in pieces as the plan does it.
+        """
+        key, value = asked.key, asked.value
+        if self.live and self.alone:
             self.passing(stop)
-            return key, value
-        self.at(stop, torch.cat([key, value], dim=-1))
-        return self.context.keys_values(stop).to(key.dtype).chunk(2, dim=-1)
+        elif self.live:
+            self.context.ask(stop, asked)
+            self.at(stop, torch.cat([key.flatten(2), value.flatten(2)], dim=-1))
+            done = self.context.attended(stop)
+            if done is not None:
+                return asked.parted(done)
+            both = self.context.keys_values(stop).to(key.dtype).chunk(2, dim=-1)
+            key, value = (x.unflatten(-1, key.shape[2:]) for x in both)
+        return asked.parted(asked.over(key, value))
 
     def edges(self, stop: int, own: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """Own band (b, C, n, W) in; `pad` rows above and below it out."""
@@ -144,10 +154,11 @@ def pack(latents: Tensor, packed: int) -> Tensor:
 def skeleton(name: str, adapter: Adapter, vae_scale: int, parameters: int = 0, text_tokens: int = 0) -> Model:
     """A Model with the adapter's stops and no costs: enough to count bytes and check a plan.
 
-    text_tokens: of the prompt's embedding, which travels at borders where text and image go through the blocks together.
+    text_tokens: of the prompt's embedding, which travels at borders where text and image go through the blocks together,
+    and of which attention's outputs travel where it is divided by heads.
     """
-    tokens = text_tokens if adapter.joint else 0
-    stops = tuple(replace(s, tokens=tokens) if s.kind == "border" else s for s in adapter.stops)
+    said = {*adapter.speaking, *(i for i, s in enumerate(adapter.stops) if s.kind == "border" and adapter.joint)}
+    stops = tuple(replace(s, tokens=text_tokens) if i in said else s for i, s in enumerate(adapter.stops))
     parts = (Part(),) * (len(stops) - 1)
     return Model(name, adapter.family, stops[-1].channels, vae_scale, adapter.granule, parameters, stops, parts)
 

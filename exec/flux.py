@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exec.attention import Asked
 from exec.denoiser import Seam
 from planner.model import Stop
 
@@ -35,7 +35,10 @@ class FluxAdapter:
         }
         self.points = list(blocks.values())
         channels = transformer.config.in_channels // PACK**2
-        inner = [Stop(name, "kv", 2 * attention.inner_dim, PACK) for name, attention in blocks.items()]
+        inner = [
+            Stop(name, "kv", 2 * attention.inner_dim, PACK, heads=attention.heads) for name, attention in blocks.items()
+        ]
+        self.speaking = tuple(range(1, len(inner) + 1))
         ends = [Stop("noise", "noise", channels), Stop("latent", "latent", channels)]
         self.stops = (Stop("entry", "entry"), *inner, *ends)
         self._processors: dict[nn.Module, Any] = {}
@@ -116,21 +119,22 @@ class BandFluxAttention:
             return x.unflatten(-1, (attn.heads, -1))  # (b, T, heads, C / heads)
 
         x, text = hidden_states, encoder_hidden_states
-        q, k, v = attn.norm_q(heads(attn.to_q(x))), attn.norm_k(heads(attn.to_k(x))), heads(attn.to_v(x))
+        own, (cosine, sine) = own_tokens(self.seam), image_rotary_emb
+        s = cosine.shape[0] - (own.stop - own.start)  # text tokens
+        query, key = attn.norm_q(heads(attn.to_q(x))), attn.norm_k(heads(attn.to_k(x)))
+        value = heads(attn.to_v(x))
         if text is not None:
-            q = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(text))), q], dim=1)
-            k = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(text))), k], dim=1)
-            v = torch.cat([heads(attn.add_v_proj(text)), v], dim=1)
-        q, k = _rotate(q, *image_rotary_emb), _rotate(k, *image_rotary_emb)
-        own = own_tokens(self.seam)
-        s = q.shape[1] - (own.stop - own.start)  # text tokens
-        key, value = self.seam.keys_values(self.stop, k[:, s:].flatten(2), v[:, s:].flatten(2))
-        k, v = torch.cat([k[:, :s], heads(key)], dim=1), torch.cat([v[:, :s], heads(value)], dim=1)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(hidden_states.dtype)
+            query = torch.cat([attn.norm_added_q(heads(attn.add_q_proj(text))), query], dim=1)
+            key = torch.cat([attn.norm_added_k(heads(attn.add_k_proj(text))), key], dim=1)
+            value = torch.cat([heads(attn.add_v_proj(text)), value], dim=1)
+        all_of_it = _rotate(query, cosine, sine), _rotate(key, cosine, sine), value  # the text first
+        asked = Asked(*(part[:, s:] for part in all_of_it))
+        asked.text = tuple(part[:, :s] for part in all_of_it)
+        image, said = self.seam.attend(self.stop, asked)
+        assert said is not None, "the text speaks in every block"
         if text is None:
-            return out
-        return attn.to_out[1](attn.to_out[0](out[:, s:])), attn.to_add_out(out[:, :s])
+            return torch.cat([said, image], dim=1)
+        return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(said)
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

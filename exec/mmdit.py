@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from exec.attention import Asked, unchanged
 from exec.context import stand_in
 from exec.denoiser import Seam
 from planner.model import Stop
@@ -30,6 +30,7 @@ class MMDiTAdapter:
         self.transformer = transformer
         self.granule = transformer.config.patch_size
         self.points: list[nn.Module] = []
+        self.speaking: tuple[int, ...] = ()
         inner = []
         blocks = transformer.transformer_blocks
         for i, block in enumerate(blocks):
@@ -37,7 +38,10 @@ class MMDiTAdapter:
                 attention = getattr(block, name, None)
                 if attention is not None:
                     self.points.append(attention)
-                    inner.append(Stop(f"transformer_blocks.{i}.{name}", "kv", 2 * attention.inner_kv_dim, self.granule))
+                    if name == "attn" and not attention.context_pre_only:
+                        self.speaking += (len(self.points),)
+                    width, heads = 2 * attention.inner_kv_dim, attention.heads
+                    inner.append(Stop(f"transformer_blocks.{i}.{name}", "kv", width, self.granule, heads=heads))
             if i + 1 < len(blocks):
                 self.points.append(block)
                 inner.append(Stop(f"transformer_blocks.{i}", "border", transformer.inner_dim, self.granule))
@@ -66,7 +70,12 @@ class MMDiTAdapter:
         transformer = self.transformer
         for attention in list(self._processors):
             attention.set_processor(self._processors.pop(attention))
-        for module in (*transformer.transformer_blocks, transformer.pos_embed, transformer.norm_out, transformer.proj_out):
+        for module in (
+            *transformer.transformer_blocks,
+            transformer.pos_embed,
+            transformer.norm_out,
+            transformer.proj_out,
+        ):
             module.__dict__.pop("forward", None)
 
 
@@ -97,7 +106,12 @@ def embed_rows(module: nn.Module, seam: Seam, patch: int, latent: Tensor) -> Ten
 
 
 def _block(
-    forward: Callable[..., Any], seam: Seam, stop: int, hidden_states: Tensor, encoder_hidden_states: Tensor, **more: object
+    forward: Callable[..., Any],
+    seam: Seam,
+    stop: int,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    **more: object,
 ) -> tuple[Tensor, Tensor]:
     """A joint block up to its border; another rank's is not run, but hands on what is known of its output.
 
@@ -147,23 +161,19 @@ class BandJointAttention:
         *args: object,
         **kwargs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        def heads(x: Tensor, norm: nn.Module | None) -> Tensor:
-            x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (b, heads, T, C / heads)
+        def heads(x: Tensor, norm: nn.Module | None = None) -> Tensor:
+            x = x.unflatten(-1, (attn.heads, -1))  # (b, T, heads, C / heads)
             return x if norm is None else norm(x)
 
-        tokens = hidden_states.shape[1]
-        key, value = self.seam.keys_values(self.stop, attn.to_k(hidden_states), attn.to_v(hidden_states))
-        q, k, v = heads(attn.to_q(hidden_states), attn.norm_q), heads(key, attn.norm_k), heads(value, None)
-        if encoder_hidden_states is not None:
-            text = encoder_hidden_states
-            q = torch.cat([q, heads(attn.add_q_proj(text), attn.norm_added_q)], dim=2)
-            k = torch.cat([k, heads(attn.add_k_proj(text), attn.norm_added_k)], dim=2)
-            v = torch.cat([v, heads(attn.add_v_proj(text), None)], dim=2)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        image = attn.to_out[1](attn.to_out[0](out[:, :tokens]))
-        if encoder_hidden_states is None:
+        x, text = hidden_states, encoder_hidden_states
+        speaks = text is not None and not attn.context_pre_only
+        asked = Asked(heads(attn.to_q(x), attn.norm_q), heads(attn.to_k(x)), heads(attn.to_v(x)), speaks=speaks)
+        asked.norm = attn.norm_k or unchanged
+        if text is not None:
+            query, key = (attn.add_q_proj(text), attn.norm_added_q), (attn.add_k_proj(text), attn.norm_added_k)
+            asked.text = heads(*query), heads(*key), heads(attn.add_v_proj(text))
+        out, said = self.seam.attend(self.stop, asked)
+        image = attn.to_out[1](attn.to_out[0](out))
+        if text is None:
             return image
-        text_out = out[:, tokens:]
-        if not attn.context_pre_only:
-            text_out = attn.to_add_out(text_out)
-        return image, text_out
+        return image, text if said is None else attn.to_add_out(said)  # what the last block says nobody hears

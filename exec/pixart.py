@@ -22,6 +22,7 @@ class PixArtAdapter:
 
     family, joint = "pixart", False
     packed = 1
+    speaking: tuple[int, ...] = ()
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
@@ -29,7 +30,7 @@ class PixArtAdapter:
         self.points = [block.attn1 for block in transformer.transformer_blocks]
         channels = transformer.config.in_channels
         inner = [
-            Stop(f"transformer_blocks.{i}.attn1", "kv", 2 * attention.inner_kv_dim, self.granule)
+            Stop(f"transformer_blocks.{i}.attn1", "kv", 2 * attention.inner_kv_dim, self.granule, heads=attention.heads)
             for i, attention in enumerate(self.points)
         ]
         ends = [Stop("noise", "noise", channels), Stop("latent", "latent", channels)]

@@ -42,9 +42,13 @@ def run(
             match op:
                 case Compute():
                     context.enter(phase, base + op.step)
-                    yield phase, base + op.step, op
+                    if op.keys:
+                        context.attend(op.start, op.keys)
+                    else:
+                        yield phase, base + op.step, op
                     if pace:
-                        pace.until(clock.host_ns(begin), op, batch(phase, rank, plan.job), base + op.step)
+                        items, step = batch(phase, rank, plan.job), base + op.step
+                        pace.until(clock.host_ns(begin), phase, rank, op, items, step)
                     clock.event(rank, "compute", label(op, base + op.step), base + op.step, begin)
                 case Wait():
                     index, transfer, of, start, started, own = pending[op.name].popleft()
@@ -71,9 +75,10 @@ def _start(
     plan: Plan, phase: Phase, rank: int, op: Transfer, context: Context, channels: Channels
 ) -> tuple[Pending, dict]:
     assert not isinstance(op, Observe)
-    sends = bool(peers(op, rank)[0])
-    own = {s: context.own[s] for s in op.what.stops} if sends else {}
-    outgoing = context.pack(op.what) if sends else None
+    to = peers(op, rank)[0]
+    own = {s: context.own[s] for s in op.what.stops} if to else {}
+    each = {peer: context.pack(op.what, peer) for peer in (to if op.what.divided else to[:1])}
+    outgoing = each if op.what.divided else dict.fromkeys(to, next(iter(each.values()), None))
     element = plan.job.element_bytes
     sizes = {peer: n // element for peer, n in received_bytes(context.model, plan.job, phase, rank, op).items()}
     return channels.start(op, rank, outgoing, sizes, context.like), own

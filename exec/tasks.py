@@ -25,6 +25,7 @@ from exec.pipeline import parallelize, unparallelize
 from exec.worker import Beat
 from planner.beats import CONTEXT, STATE
 from planner.job import Job
+from planner.model import Model
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.timeline import Seen
@@ -173,11 +174,15 @@ def _decode(pipe: Any, job: Job, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _pace(document: dict[str, Any] | None) -> Pace | None:
-    """A Pace from {"speed": v, "nominal": profile document, "later": [[step, speed], ...]}; one table per batch."""
+    """A Pace from {"speed": v, "nominal": profile document, "later": [[step, speed], ...], "model": description or none}.
+
+    One table per batch.
+    """
     if document is None:
         return None
-    profile = Profile.from_json(document["nominal"])
-    return Pace({table.batch: table for table in profile.parts}, float(document["speed"]), tuple(document["later"]))
+    tables = {table.batch: table for table in Profile.from_json(document["nominal"]).parts}
+    model = Model.from_json(document["model"]) if document.get("model") else None
+    return Pace(tables, float(document["speed"]), tuple(document["later"]), model)
 
 
 def _device() -> str:

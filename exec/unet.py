@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from exec.attention import Asked
 from exec.context import stand_in
 from exec.denoiser import Seam, execution_order, on_meta
 from planner.errors import InputError
@@ -37,6 +38,7 @@ class UNetAdapter:
 
     family, joint = "unet", False
     packed = 1
+    speaking: tuple[int, ...] = ()
 
     def __init__(self, unet: nn.Module) -> None:
         if getattr(unet.config, "class_embed_type", None) or unet.config.encoder_hid_dim:
@@ -109,9 +111,7 @@ def _inner_stops(unet: nn.Module, granule: int) -> tuple[Stop, ...]:
         x = seen[module, ended]
         positions = x.shape[1] if x.ndim == 3 else x.shape[-1] * x.shape[-2]
         scale = round(side / positions**0.5)
-        stops.append(
-            Stop(names[module], "border", x.shape[1], scale) if ended else _stop(names[module], module, scale)
-        )
+        stops.append(Stop(names[module], "border", x.shape[1], scale) if ended else _stop(names[module], module, scale))
     return _with_skips(stops)
 
 
@@ -248,9 +248,8 @@ class BandAttention:
         *args: object,
         **kwargs: object,
     ) -> Tensor:
-        query = attn.to_q(hidden_states)
-        key, value = self.seam.keys_values(self.stop, attn.to_k(hidden_states), attn.to_v(hidden_states))
-        q, k, v = (t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        to = (attn.to_q, attn.to_k, attn.to_v)
+        asked = Asked(*(project(hidden_states).unflatten(-1, (attn.heads, -1)) for project in to))
+        out, _ = self.seam.attend(self.stop, asked)
         out = attn.to_out[1](attn.to_out[0](out))
         return out / attn.rescale_output_factor

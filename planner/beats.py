@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -23,6 +23,9 @@ STATE = "state"  # channel of noise and latents, which everybody waits for
 # By `benchmarks/quality.py` on both shipped models at 20 and 50 steps. Statistics feed back on themselves: at 0.8 they
 # diverge over 50 steps (15 dB), at 0.6 they did not; 0.4 keeps a margin.
 PREDICT = Damping(kv=0.8, halo=1.0, stat=0.4)
+
+
+Attend = Callable[[int], list[Op]]
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,15 @@ def evaluation(
     latent: tuple[int, ...] = (),
     messages: tuple[Message, ...] = (),
     makers: tuple[int, ...] | None = None,
+    attend: Attend | None = None,
 ) -> list[Op]:
     """The ops of one evaluation of the denoiser, as far as it is `rank`'s, and one sampler update on `rank`.
 
     Stops of the kinds in `fresh` are gathered and waited for on the spot (exact). The parcels in `stale` travel behind
     the compute: with `send` they start when the last tensor of each is there; with `receive` what came of them the last
     time is waited for just before its first use. `messages` travel likewise, but as each says. `noise`, `latent`:
-    groups that share those at the end, () for nobody; makers: as in `update`.
+    groups that share those at the end, () for nobody; makers: as in `update`. attend: the ops that do the attention of
+    a kv stop in pieces.
     """
     rows, branches, group = where.rows[rank], where.branches[rank], where.group(rank)
     bands = tuple(Message((Gather(p, group, CONTEXT),), p.stops[-1], p.stops[0]) for p in stale if len(group) > 1)
@@ -183,12 +188,12 @@ def evaluation(
         elif send if later else receive:
             waits[message.wait] += message.ops
     ops: list[Op] = []
-    done = 0
+    done, attended = 0, 0
 
     def run(to: int) -> None:
         nonlocal done
         if to > done:
-            ops.append(Compute(done, to, step, rows, branches))
+            ops.append(Compute(done, to, step, rows, branches, () if done and done == attended else None))
             done = to
 
     for first, last in where.runs[rank] if where.runs else ((0, model.noise),):
@@ -204,6 +209,10 @@ def evaluation(
             if s in starts:
                 run(s)
                 ops.extend(starts[s])
+            if attend and len(group) > 1 and model.stops[s].kind == "kv":
+                run(s)
+                ops.extend(attend(s))
+                attended = s
         if last < model.noise:
             run(last)
             done = model.noise

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
+from planner import pieces
 from planner.errors import PlanError
 from planner.model import Model
 from planner.ops import Compute, Observe, Rows, Transfer, Wait, label, meetings, name_of, peers
@@ -75,10 +77,12 @@ def _shape(plan: Plan, model: Model) -> Iterator[str]:
         elif phase.beats < 1 or phase.steps < 1:
             yield f"phase {phase.name}: {phase.beats} beats of {phase.steps} steps; both must be at least 1"
         else:
+            yield from pieces.misdivided(model, phase)
             for rank, ops in enumerate(phase.ops):
                 for i, op in enumerate(ops):
                     if not isinstance(op, Compute | Wait):
-                        for fault in _misaddressed(plan, model, rank, op):
+                        wrong = list(_misaddressed(plan, model, rank, op))
+                        for fault in wrong or pieces.mispacked(model, phase, rank, op):
                             yield f"{_at(plan, Place(rank, p, i))}: {fault}"
 
 
@@ -167,6 +171,8 @@ def _evaluations(plan: Plan, model: Model) -> Iterator[str]:
                     at = op.stop % model.latent
                     done += at == 0
             else:
+                for i, fault in islice(pieces.faults(model, phase, rank), 1):
+                    yield f"{_at(plan, Place(rank, p, i))}: {fault}"
                 if at or done < len(steps):
                     yield (
                         f"rank {rank}, phase {phase.name}: a beat ends after {done} evaluations at stop {at}; "
@@ -179,7 +185,7 @@ def _misplaced(op: Compute, at: int, step: int | None, model: Model) -> str:
     borders = model.borders
     if op.start != at and not (op.start > at and (not at or at in borders) and op.start in (*borders, model.noise)):
         return f"starts at stop {op.start}, but the model stands at stop {at}"
-    if not op.start < op.stop <= model.latent:
+    if not op.start < op.stop <= model.latent and not (op.keys and op.start == op.stop):
         return f"must end at a later stop, at most {model.latent}"
     if step is None:
         return "is one evaluation more than the stride leaves room for"

@@ -13,6 +13,7 @@ from itertools import accumulate
 from math import isfinite
 from typing import NamedTuple
 
+from planner import pieces
 from planner import plan as plans
 from planner.cluster import Cluster
 from planner.errors import InputError
@@ -26,6 +27,10 @@ from planner.utilisation import doubt, forward, widened
 
 # 80 % interval of a transfer by datasheet: messages of the usual sizes are far from the link's rate.
 LINK = (0.9, 2.5)
+PIECE = 6  # kernels of a piece of attention: attend, add up by log-sum-exp
+
+
+Pairs = tuple[tuple[int, int, int], ...]
 
 
 class TransferCost(NamedTuple):
@@ -82,6 +87,23 @@ class Cost:
         """Seconds from the entry to every stop of one evaluation on a band."""
         return self._running(device, rows, batch)
 
+    def performs(self, plan: Plan, phase: Phase, rank: int, op: Compute) -> float:
+        """Seconds of a Compute as `rank` performs it, with each piece of attention the launches it needs anew."""
+        device, items = plan.devices[rank], self.job.batch * len(op.branches)
+
+        def whole(start: int, stop: int, rows: int) -> float:
+            return self.compute(device, start, stop, rows, items)
+
+        launches = PIECE * self.cluster.device(device).launch_seconds if op.keys else 0.0
+        return launches + pieces.seconds(self.model, self.height, self.width, phase, rank, op, whole)
+
+    def performs_ns(self, plan: Plan, phase: Phase, rank: int, op: Compute) -> int:
+        """`performs` in whole nanoseconds; as `compute_ns` where attention is not in pieces."""
+        if op.keys is None:
+            items = self.job.batch * len(op.branches)
+            return self.compute_ns(plan.devices[rank], op.start, op.stop, op.rows.count, items)
+        return nanoseconds(max(self.performs(plan, phase, rank, op), 0.0))
+
     def _running(self, name: str, rows: int, batch: int) -> list[float]:
         """Seconds from the entry to every stop; they never fall."""
         key = (name, rows, batch)
@@ -109,19 +131,32 @@ class Cost:
         """Seconds of one whole step (model, guidance, update) on a band: what elastic tiling balances."""
         return self.compute(device, 0, self.model.latent, rows, batch) if rows else 0.0
 
+    def attention(self, device: str, rows: int, batch: int) -> float:
+        """Seconds of one step's self-attentions of a band over the whole image."""
+
+        def whole(start: int, stop: int, rows: int) -> float:
+            return self.compute(device, start, stop, rows, batch)
+
+        model, size = self.model, (self.height, self.width)
+        stops = [stop for stop in model.points if model.stops[stop].kind == "kv"]
+        return sum(pieces.attending(model, *size, stop, rows, self.height, whole) for stop in stops)
+
     def transfer(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> TransferCost:
         """Seconds of `op` as `rank` performs it, with the links to itself; the link time is that of the slowest receiver."""
-        sent = plans.sent_bytes(self.model, self.job, phase, op)
+        sent, pairs = plans.sent_bytes(self.model, self.job, phase, op, rank), self._divided(phase, op, rank)
         who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
         verb = verb_of(op)
-        key = (plan.devices, verb, who, sent)
+        key = (plan.devices, verb, who, pairs or sent)
         if key not in self._transfers:
-            costs = [self._receive(plan, verb, r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
+            parts = [(r, {p: sent[p] for p in sources}) for r, sources in _receivers(op, rank)]
+            if pairs:
+                parts = [(r, {a: n for a, b, n in pairs if b == r}) for r, _ in parts]
+            costs = [self._receive(plan, verb, *part) for part in parts]
             cost = max(costs, key=lambda cost: cost.link, default=TransferCost(0.0, 0.0, 0.0))
             if not self.cluster.private:
                 whole = self._collective(plan, op, sent)
                 if whole is None and not cost.link:  # messages that were not measured
-                    whole = self._unmeasured(self.routes.messages(_messages(plan, op, rank, sent)))
+                    whole = self._unmeasured(self.routes.messages(_messages(plan, pairs or _pairs(op, rank, sent))))
                 cost = cost if whole is None else cost._replace(link=self.routes.seconds(whole))
             self._transfers[key] = cost
         return self._transfers[key]
@@ -163,11 +198,19 @@ class Cost:
 
     def crossings(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> tuple[Crossing, ...]:
         """How the transfer crosses the links: one coflow for a collective, else one for each of its messages."""
-        sent = plans.sent_bytes(self.model, self.job, phase, op)
+        sent = plans.sent_bytes(self.model, self.job, phase, op, rank)
         whole = self._collective(plan, op, sent)
         if whole is not None:
             return (whole,)
-        return tuple(self._message(plan, *message) for message in _pairs(op, rank, sent))
+        pairs = self._divided(phase, op, rank) or _pairs(op, rank, sent)
+        return tuple(self._message(plan, *message) for message in pairs)
+
+    def _divided(self, phase: Phase, op: Transfer, rank: int) -> Pairs:
+        """As `_pairs`, of a transfer of which each receiver gets something else; () of any other."""
+        if isinstance(op, Observe) or not op.what.divided:
+            return ()
+        pairs = _pairs(op, rank, (0,) * len(phase.rows))
+        return tuple((a, b, plans.parcel_bytes(self.model, self.job, phase, a, op.what, b)) for a, b, _ in pairs)
 
     def _collective(self, plan: Plan, op: Transfer, sent: tuple[int, ...]) -> Crossing | None:
         """That of a collective, as measured if it was; None for messages."""
@@ -208,8 +251,7 @@ class Cost:
         """Nominal seconds of any op on its own: compute, or a transfer with all partners ready; a Wait costs nothing."""
         match op:
             case Compute():
-                batch = self.job.batch * len(op.branches)
-                return self.compute(plan.devices[rank], op.start, op.stop, op.rows.count, batch)
+                return self.performs(plan, phase, rank, op)
             case Wait():
                 return 0.0
             case _:
@@ -237,14 +279,14 @@ def _receivers(op: Transfer, rank: int) -> list[tuple[int, tuple[int, ...]]]:
     return [(r, sources) for r, sources in found if sources]
 
 
-def _pairs(op: Transfer, rank: int, sent: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def _pairs(op: Transfer, rank: int, sent: tuple[int, ...]) -> Pairs:
     """(from, to, bytes) of every message of `rank`, in the order of `ops.meetings`."""
     to, sources = peers(op, rank)
-    return [(rank, peer, sent[rank]) for peer in to] + [(peer, rank, sent[peer]) for peer in sources]
+    return (*((rank, peer, sent[rank]) for peer in to), *((peer, rank, sent[peer]) for peer in sources))
 
 
-def _messages(plan: Plan, op: Transfer, rank: int, sent: tuple[int, ...]) -> list[tuple[str, str, float]]:
-    return [(plan.devices[a], plan.devices[b], float(n)) for a, b, n in _pairs(op, rank, sent)]
+def _messages(plan: Plan, pairs: Pairs) -> list[tuple[str, str, float]]:
+    return [(plan.devices[a], plan.devices[b], float(n)) for a, b, n in pairs]
 
 
 def nanoseconds(seconds: float) -> int:

@@ -10,7 +10,7 @@ _RANKS = r"\[((?:\d+,)*\d*)\]"
 _FORMS = {
     letter: re.compile(form)
     for letter, form in {
-        "C": r"(\d+)-(\d+) s(\d+)",
+        "C": rf"(\d+)-(\d+)(?: {_RANKS})? s(\d+)",
         "W": r"(.+)",
         "S": r"(.+) >(\d+)",
         "R": r"(.+) <(\d+)",
@@ -30,8 +30,8 @@ def parse(label: str, channel: str = "") -> Op | None:
         return None
     name, *others = match.groups()
     if letter == "C":
-        stop, step = map(int, others)
-        return Compute(int(name), stop, step, Rows(0, 0), ())
+        stop, keys, step = others
+        return Compute(int(name), int(stop), int(step), Rows(0, 0), (), None if keys is None else _ranks(keys))
     what = Parcel(name, ())
     match letter:
         case "W":

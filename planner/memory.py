@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from planner.model import Model
 from planner.ops import Compute, Wait
-from planner.plan import Damping, Phase, Plan, parcel_bytes, received_bytes
+from planner.plan import Damping, Phase, Plan, own_bytes, received_bytes
 
 Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a beat
 
@@ -40,5 +40,5 @@ def parameters(plan: Plan, model: Model, rank: int) -> int:
 
 def _moved(plan: Plan, model: Model, phase: Phase, rank: int) -> Moved:
     transfers = [op for op in phase.ops[rank] if not isinstance(op, Compute | Wait)]
-    own = sum(parcel_bytes(model, plan.job, phase, rank, op.what) for op in transfers if hasattr(op, "what"))
+    own = sum(own_bytes(model, plan.job, phase, rank, op) for op in transfers)
     return own, sum(sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers)

@@ -23,8 +23,9 @@ class Stop:
     kind: `entry`, `halo` (edge rows beside a convolution), `stat` (GroupNorm moments), `kv` (keys and values of
     self-attention), `border` (the output of a block, where another rank may go on), `noise`, `latent`. channels: per
     position (kv: 2C, stat: groups). scale: latent rows per row here (2^downsamplings, or the patch size). pad: edge rows
-    a convolution needs on each side. tokens: text tokens that go on with the image at a border, of as many channels.
-    again: the later border whose following work reads this border's tensor a second time (a skip connection), 0 if none.
+    a convolution needs on each side. tokens: text tokens that go on with the image at a border, of as many channels; of
+    kv, those whose outputs are needed, too. again: the later border whose following work reads this border's tensor a
+    second time (a skip connection), 0 if none. heads: of the attention, 0 if it cannot be divided by them.
     """
 
     name: str
@@ -34,18 +35,24 @@ class Stop:
     pad: int = 0
     tokens: int = 0
     again: int = 0
+    heads: int = 0
 
     def positions(self, rows: int, width: int, portion: float = 1.0) -> int:
         """Positions (tokens, pixels) of a band here; of a portion of them, whole ones, rounded up."""
         count = (rows // self.scale) * (width // self.scale)
         return min(count, ceil(portion * count - 1e-9))  # 0.1 of 30 is 3, whatever the product's last bit
 
-    def elements(self, rows: int, width: int, part: str = "own", portion: float = 1.0) -> int:
+    def elements(self, rows: int, width: int, part: str = "own", portion: float = 1.0, heads: int = 0) -> int:
         """Elements per batch item that a band of `rows` latent rows, `width` latent columns wide, hands over.
 
-        part, portion: as in `planner.ops.Parcel`.
+        part, portion: as in `planner.ops.Parcel`. Of a divided attention, rows: the sender's of `heads`, the receiver's
+        of `outputs`; heads: whose they are.
         """
         match self.kind:
+            case "kv" if part == "heads":
+                return self.positions(rows, width) * 3 * self._of_heads(heads)
+            case "kv" if part == "outputs":
+                return (self.positions(rows, width) + self.tokens) * self._of_heads(heads)
             case "kv" | "noise" | "latent":
                 return self.positions(rows, width, portion if self.kind == "kv" else 1.0) * self.channels
             case "halo":  # top and bottom edge, whether or not there is a neighbour (DistriFusion registers both)
@@ -57,6 +64,10 @@ class Stop:
                 return (self.positions(rows, width) + self.tokens) * self.channels
             case _:
                 return 0
+
+    def _of_heads(self, heads: int) -> int:
+        """Channels of so many of the heads."""
+        return self.channels // 2 // self.heads * heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,10 @@ class Part:
 
     def flops(self, own: float, total: int) -> float:
         return self.fixed + self.per_own * own + self.per_pair * own * total + self.per_all * total
+
+    def attention(self, own: int, keys: int) -> float:
+        """Of these, FLOPs of attention over the keys of `keys` latent pixels: by the own queries, and by the text's."""
+        return self.per_pair * own * keys + self.per_all * keys
 
 
 @dataclass(frozen=True)
@@ -144,14 +159,18 @@ class Model:
         own, total = rows * width, height * width
         return batch * sum(part.flops(own, total) for part in self.parts[start:stop])
 
-    def elements(self, what: Parcel, rows: Rows, width: int, batch: int) -> int:
-        """Elements that a band contributes to the parcel. The one place where traffic is counted."""
-        return batch * sum(self.stops[s].elements(rows.count, width, what.part, what.portion) for s in what.stops)
+    def elements(self, what: Parcel, rows: Rows, width: int, batch: int, heads: int = 0) -> int:
+        """Elements that a band contributes to the parcel; heads: as in `Stop.elements`.
+
+        The one place where traffic is counted.
+        """
+        how = (what.part, what.portion, heads)
+        return batch * sum(self.stops[s].elements(rows.count, width, *how) for s in what.stops)
 
     def to_json(self) -> dict[str, Any]:
         document = {"schema_version": 1, "name": self.name, "family": self.family, "source": self.source}
         document |= {k: getattr(self, k) for k in ("latent_channels", "vae_scale", "granule", "parameters")}
-        document["stops"] = [list(astuple(s)[: 7 if s.tokens or s.again else 5]) for s in self.stops]
+        document["stops"] = [list(astuple(s)[: 8 if s.heads else 7 if s.tokens or s.again else 5]) for s in self.stops]
         document["parts"] = [list(asdict(p).values()) for p in self.parts]
         return document
 

@@ -34,6 +34,9 @@ class Parcel:
 
     part: `own` is all of each; `top` and `bottom` are what the band above or below needs: of keys and values the
     `portion` nearest to that edge, in whole tokens, rounded up; of a halo that edge. Other kinds have no parts.
+    Of an attention that is divided by heads (`planner.plan.Context.heads`), `heads` are the queries, keys and values of
+    the receiver's heads, and `outputs` is what came of them: of the sender's heads, the receiver's rows and the text.
+    hops: what is sent came from the rank so many places before the sender in its band group; 0 is the sender's own.
     `name` is what a `Wait` refers to; of several parcels with one name in flight on a rank, the oldest is meant.
     """
 
@@ -41,17 +44,29 @@ class Parcel:
     stops: tuple[int, ...]
     part: str = "own"
     portion: float = 1.0
+    hops: int = 0
+
+    @property
+    def divided(self) -> bool:
+        """Whether each receiver gets something else."""
+        return self.part in ("heads", "outputs")
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Run the model on from stop `start` to stop `stop`, at grid step `step` of the beat, on `rows` for `branches`."""
+    """Run the model on from stop `start` to stop `stop`, at grid step `step` of the beat, on `rows` for `branches`.
+
+    keys: None is the model's own way, attention over everything at once. Otherwise the attention at `start` is done in
+    pieces: with start == stop only that, over the keys and values of these ranks, added to the pieces before it; then,
+    with (), the rest of the way.
+    """
 
     start: int
     stop: int
     step: int
     rows: Rows
     branches: tuple[str, ...]
+    keys: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +182,7 @@ def label(op: Op, step: int) -> str:
     """One op at one grid step, short and readable: what the mirror test and timelines compare, e.g. `C 0-12 s3`."""
     match op:
         case Compute():
-            return f"C {op.start}-{op.stop} s{step}"
+            return f"C {op.start}-{op.stop} {_ranks(op.keys) + ' ' if op.keys else ''}s{step}"
         case Wait():
             return f"W {op.name}"
         case Observe():

@@ -57,6 +57,8 @@ class Context:
     neighbour's tokens, 1.5 all of the neighbour's and half of the next one's; None is all. Own tokens are always seen.
     skipped: a rank of stride above 1 predicts the evaluations it skips in the same way from its own last two, damped by
     this, instead of holding the last (0).
+    heads: per rank, of how many heads it does the attention, for all rows of its band group (Ulysses, Jacobs et al.,
+    2023); heads go to the group's ranks in image order; () where attention is not divided so.
     """
 
     stat: str = "mean"
@@ -66,6 +68,7 @@ class Context:
     skipped: float = 0.0
     above: float | None = None
     below: float | None = None
+    heads: tuple[int, ...] = ()
 
     def sees(self, place: int, other: int) -> float:
         """Portion of band `other` that attention of band `place` sees; both count the bands of a group from the top."""
@@ -117,9 +120,25 @@ class Phase:
 
     def band_group(self, rank: int) -> tuple[int, ...]:
         """The ranks that share `rank`'s branches and stage, in image order: their rows make the whole image."""
+        return self._groups[rank]
 
-        works = [(self.branches[r], self.runs[r], self.ahead[r : r + 1]) for r in range(len(self.rows))]
-        return band_group(rank, self.rows, works)
+    @cached_property
+    def _groups(self) -> tuple[tuple[int, ...], ...]:
+        ranks = range(len(self.rows))
+        works = [(self.branches[r], self.runs[r], self.ahead[r : r + 1]) for r in ranks]
+        return tuple(band_group(rank, self.rows, works) for rank in ranks)
+
+    @cached_property
+    def _sizes(self) -> dict[Hashable, int]:
+        """What `parcel_bytes` found for stops of a shape: a transformer has many of one."""
+        return {}
+
+    def origin(self, rank: int, what: Parcel) -> int:
+        """Whose tensors are in `what` if `rank` sends it."""
+        if not what.hops:
+            return rank
+        group = self.band_group(rank)
+        return group[(group.index(rank) - what.hops) % len(group)]
 
 
 def band_group(rank: int, rows: Sequence[Rows], works: Sequence[Hashable]) -> tuple[int, ...]:
@@ -295,18 +314,51 @@ def batch(phase: Phase, rank: int, job: Job) -> int:
     return job.batch * len(phase.branches[rank])
 
 
-def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel) -> int:
-    """Bytes of `rank`'s own `what`. A latent travels once, whatever the number of branches."""
+def parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel, to: int = 0) -> int:
+    """Bytes of `what` as `rank` sends it, to rank `to` if each receiver gets something else.
+
+    A latent travels once, whatever the number of branches.
+    """
+    if not (what.hops or what.divided) or len(what.stops) > 1:
+        return _parcel_bytes(model, job, phase, rank, what, to)
+    stop = model.stops[what.stops[0]]
+    shape = (stop.channels, stop.scale, stop.heads, stop.tokens, job, rank, what.part, what.hops, to)
+    if shape not in phase._sizes:
+        phase._sizes[shape] = _parcel_bytes(model, job, phase, rank, what, to)
+    return phase._sizes[shape]
+
+
+def _parcel_bytes(model: Model, job: Job, phase: Phase, rank: int, what: Parcel, to: int) -> int:
     _, width = model.latent_size(job)
     items = job.batch if what.stops == (model.latent,) else batch(phase, rank, job)
-    return model.elements(what, phase.rows[rank], width, items) * job.element_bytes
+    match what.part:
+        case "heads":
+            elements = model.elements(what, phase.rows[rank], width, items, phase.context.heads[to])
+        case "outputs":
+            elements = model.elements(what, phase.rows[to], width, items, phase.context.heads[rank])
+        case _:
+            elements = model.elements(what, phase.rows[phase.origin(rank, what)], width, items)
+    return elements * job.element_bytes
 
 
-def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer) -> tuple[int, ...]:
-    """Bytes that each rank of the phase sends to each of its peers if it performs `op`, whatever its part in it."""
+def own_bytes(model: Model, job: Job, phase: Phase, rank: int, op: Transfer) -> int:
+    """Bytes that `rank` hands over to `op`."""
+    if isinstance(op, Observe):
+        return 0
+    to = words.peers(op, rank)[0] if op.what.divided else (rank,)
+    return sum(parcel_bytes(model, job, phase, rank, op.what, peer) for peer in to)
+
+
+def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer, to: int = 0) -> tuple[int, ...]:
+    """Bytes that each rank of the phase sends to each of its peers if it performs `op`, whatever its part in it.
+
+    If each gets something else: to rank `to`.
+    """
     ranks = range(len(phase.rows))
     if isinstance(op, Observe):
         return (8 * op.numbers,) * len(ranks)  # float64
+    if op.what.divided or op.what.hops:
+        return tuple(parcel_bytes(model, job, phase, rank, op.what, to) for rank in ranks)
     sizes = [(phase.rows[rank].count, len(phase.branches[rank])) for rank in ranks]
     alike = dict(zip(sizes, ranks, strict=True))
     nbytes = {size: parcel_bytes(model, job, phase, rank, op.what) for size, rank in alike.items()}
@@ -318,7 +370,7 @@ def received_bytes(model: Model, job: Job, phase: Phase, rank: int, op: Op) -> d
     if isinstance(op, Compute | Wait):
         return {}
     _, sources = words.peers(op, rank)
-    sent = sent_bytes(model, job, phase, op)
+    sent = sent_bytes(model, job, phase, op, rank)
     return {peer: sent[peer] for peer in sources}
 
 
@@ -372,19 +424,22 @@ def _phase_to_json(phase: Phase) -> dict[str, Any]:
 def _parcel_to_json(parcel: Parcel) -> list[Any] | dict[str, Any]:
     """The stops alone, if all of the own tensors travel."""
     stops = list(parcel.stops)
+    if parcel.hops:
+        return {"stops": stops, "hops": parcel.hops}
     return stops if parcel.part == "own" else {"stops": stops, "part": parcel.part, "portion": parcel.portion}
 
 
 def _parcel_from_json(name: str, parcel: list[Any] | dict[str, Any]) -> Parcel:
     if isinstance(parcel, list):
         return Parcel(name, tuple(parcel))
-    return Parcel(name, tuple(parcel["stops"]), parcel["part"], parcel["portion"])
+    return Parcel(name, **(parcel | {"stops": tuple(parcel["stops"])}))
 
 
 def _op_to_json(op: Op) -> list[Any]:
     match op:
         case Compute():
-            return ["C", op.start, op.stop, op.step, [op.rows.start, op.rows.stop], list(op.branches)]
+            way = ["C", op.start, op.stop, op.step, [op.rows.start, op.rows.stop], list(op.branches)]
+            return way if op.keys is None else [*way, list(op.keys)]
         case Wait():
             return ["W", op.name]
         case Send():
@@ -406,8 +461,9 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
 
     def read(op: list[Any]) -> Op:
         match op:
-            case ["C", start, stop, step, [first, last], branches]:
-                return Compute(start, stop, step, Rows(first, last), tuple(branches))
+            case ["C", start, stop, step, [first, last], branches, *keys]:
+                pieces = tuple(keys[0]) if keys else None
+                return Compute(start, stop, step, Rows(first, last), tuple(branches), pieces)
             case ["W", name]:
                 return Wait(name)
             case ["S", name, to, channel]:
@@ -443,9 +499,11 @@ def _context_to_json(context: Context) -> dict[str, Any]:
     document = asdict(context)
     if not context.damping.border:
         del document["damping"]["border"]
+    if not context.heads:
+        del document["heads"]
     return document
 
 
 def _context_from_json(c: dict[str, Any]) -> Context:
     """What a document does not name has its default: older plans hold what came last."""
-    return Context(**(c | {"damping": Damping(**c.get("damping", {}))}))
+    return Context(**(c | {"damping": Damping(**c.get("damping", {})), "heads": tuple(c.get("heads", ()))}))

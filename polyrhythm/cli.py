@@ -183,6 +183,7 @@ def scheme(
     thresholds: Annotated[
         str | None, typer.Option(metavar="0.75,0.25", help="Choose strides by these shares of the fastest speed.")
     ] = None,
+    heads: Annotated[str | None, typer.Option(metavar="16,8", help="Heads of every attention, per device.")] = None,
     bundle: Annotated[int | None, typer.Option(metavar="N", help="Tensors per transfer.")] = None,
     portion: Annotated[
         str | None, typer.Option(metavar="0.3[,0.3]", help="How much of the bands above, below attention sees.")
@@ -221,7 +222,7 @@ def scheme(
 ) -> tuple[str | None, dict[str, Any]]:
     """The scheme's name, if given, and the knobs that are given."""
     knobs = {name: value for name, value in locals().items() if value is not None and name != "scheme"}
-    for name in ("rows", "strides", "split", "allowed", "thresholds", "portion", "damping"):
+    for name in ("rows", "strides", "split", "allowed", "heads", "thresholds", "portion", "damping"):
         if name in knobs:
             kind = float if name in ("thresholds", "portion", "damping") else int
             knobs[name] = _numbers(name, knobs[name], kind)

@@ -23,6 +23,7 @@ from planner.course import performed
 from planner.errors import InputError, RanksDisagree
 from planner.job import Job
 from planner.model import Model
+from planner.ops import Compute
 from planner.plan import Plan
 from planner.profile import PartTable, Profile
 from planner.timeline import Seen, Timeline
@@ -226,7 +227,7 @@ class Machine:
         members = self._members(plan)
         if any("@" in self.kinds[m] for m in members):
             self.calibrate(model, plan.job.model, plan.job)
-        paces = self._paces()
+        paces = self._paces(self._divided(plan))
         common = {
             "plan": plan.to_json(),
             "members": members,
@@ -262,15 +263,22 @@ class Machine:
             )
         return [names.index(device) for device in plan.devices]
 
-    def _paces(self) -> list[dict[str, Any] | None]:
+    def _paces(self, model: dict[str, Any] | None = None) -> list[dict[str, Any] | None]:
         nominal = self.nominal and self.nominal.to_json()
         paces: list[dict[str, Any] | None] = []
         for device in self.cluster.devices:
             _, paced, speed = device.kind.partition("@")
             own = float(speed or 1) * (1 - device.occupancy)
             later = [(step, own * (1 - share)) for step, share in sorted(self.arriving.get(device.name, ()))]
-            paces.append({"speed": own, "nominal": nominal, "later": later} if paced else None)
+            common = {"nominal": nominal, "later": later, "model": model}
+            paces.append({"speed": own} | common if paced else None)
         return paces
+
+    def _divided(self, plan: Plan) -> dict[str, Any] | None:
+        """The model's description, if paced devices need it to know how long a piece of an attention takes."""
+        ops = (op for phase in plan.phases for rank in phase.ops for op in rank)
+        pieces = any(isinstance(op, Compute) and op.keys for op in ops)
+        return load_model(plan.job.model).to_json() if pieces and any("@" in k for k in self.kinds) else None
 
 
 def _folder(path: str) -> str:

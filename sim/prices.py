@@ -9,7 +9,7 @@ from planner import ops as words
 from planner.cost import Cost, nanoseconds
 from planner.model import Model
 from planner.ops import Broadcast, Compute, Gather, Observe, Op, Transfer, Wait
-from planner.plan import Phase, Plan, sent_bytes
+from planner.plan import Phase, Plan, own_bytes, sent_bytes
 from planner.routes import Crossing
 
 Meetings = tuple[tuple[int, tuple[int, ...]], ...]  # (name, parties) of each
@@ -101,9 +101,7 @@ class Prices:
     def _price(self, phase: Phase, rank: int, op: Op, shared: dict[Transfer, Traffic]) -> Price:
         match op:
             case Compute():
-                items = self.plan.job.batch * len(op.branches)
-                own = self.cost.compute_ns(self.plan.devices[rank], op.start, op.stop, op.rows.count, items)
-                return Price(words.label(op, 0)[:-1], own)
+                return Price(words.label(op, 0)[:-1], self.cost.performs_ns(self.plan, phase, rank, op))
             case Wait():
                 return self._waits.get(op) or self._waits.setdefault(op, Price(words.label(op, 0)))
             case Gather() | Broadcast() | Observe():
@@ -118,7 +116,7 @@ class Prices:
         crossings = self.cost.crossings(self.plan, phase, op, rank) if self.shared_links else ()
         post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank))
         price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings, crossings)
-        sent = sent_bytes(self.model, self.plan.job, phase, op)
+        sent = sent_bytes(self.model, self.plan.job, phase, op, rank)
         if not isinstance(op, Gather | Observe):
             return Traffic(sent, price)
         return Traffic(sent, price, sum(sent[member] for member in op.group))
@@ -139,6 +137,7 @@ class Prices:
                 nbytes += sent[peer]
         self._got[rank] += nbytes
         if not isinstance(op, Observe):
-            self._own[rank] += sent[rank]
+            divided = op.what.divided
+            self._own[rank] += own_bytes(self.model, self.plan.job, phase, rank, op) if divided else sent[rank]
         label, own, name, channel, _, link, hidden, meetings, crossings = price
         return Price(label, own, name, channel, nbytes, link, hidden, meetings, crossings)

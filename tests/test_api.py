@@ -56,7 +56,8 @@ def test_every_shipped_model_has_its_usual_job():
 def test_auto_takes_the_fastest_candidate_and_single_is_always_one():
     planned = pr.plan(TWO, SMALL)
     assert {c.scheme for c in planned.candidates} == set(pr.SCHEMES)
-    best = min(planned.candidates, key=lambda c: c.predicted_seconds)
+    done = [c for c in planned.candidates if c.predicted_seconds is not None]  # no ulysses on a U-Net
+    best = min(done, key=lambda c: c.predicted_seconds)
     assert planned.predicted_seconds == best.predicted_seconds <= pr.plan(TWO, SMALL, "single").predicted_seconds
     assert (planned.plan.scheme, planned.plan.devices) == (best.scheme, best.devices)
 

@@ -48,7 +48,7 @@ def references(homes: dict[str, Path]) -> dict[tuple[str, str], np.ndarray]:
 
 def described(home: Path) -> Model:
     pipe = load_pipeline(str(home))
-    model = skeleton(home.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor)
+    model = skeleton(home.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor, text_tokens=5)
     parts = tuple(Part(per_own=1e4) for _ in model.parts)
     return Model(**{**model.__dict__, "parts": parts})
 

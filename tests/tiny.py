@@ -92,8 +92,8 @@ def pixart_pipeline(home: Path) -> Path:
         in_channels=4,
         out_channels=8,
         num_layers=3,
-        num_attention_heads=2,
-        attention_head_dim=16,
+        num_attention_heads=4,
+        attention_head_dim=8,
         cross_attention_dim=32,
         caption_channels=24,
     )
@@ -115,12 +115,12 @@ def flux_pipeline(home: Path) -> Path:
         in_channels=16,
         num_layers=1,
         num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
         joint_attention_dim=32,
         pooled_projection_dim=16,
         guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
+        axes_dims_rope=(2, 2, 4),
     )
     _stir(transformer)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)

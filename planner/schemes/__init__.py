@@ -9,8 +9,10 @@ from planner.schemes.asyncdiff import asyncdiff
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
 from planner.schemes.pcpp import pcpp
+from planner.schemes.ring import ring
 from planner.schemes.single import single
 from planner.schemes.stadi import stadi
+from planner.schemes.ulysses import ulysses
 from planner.timeline import Seen
 
 Scheme = Callable[..., Generator[Plan, Seen, None]]
@@ -23,4 +25,6 @@ SCHEMES: dict[str, Scheme] = {
     "pcpp": pcpp,
     "stadi": stadi,
     "asyncdiff": asyncdiff,
+    "ring": ring,
+    "ulysses": ulysses,
 }
