@@ -19,7 +19,7 @@ from planner import fold
 from planner.check import check
 from planner.cost import Cost
 from planner.errors import Infeasible, PolyrhythmError
-from planner.fidelity import Fidelity, Look, look
+from planner.fidelity import Fidelity, Look, fresh_steps, look
 from planner.fold import Simulate
 from planner.placement import Family
 from planner.plan import Plan
@@ -216,7 +216,7 @@ class Choice:
         assert self.fidelity is not None
         if seen.exact and plan.steps == self.job.steps:
             return inf
-        return float(self.fidelity.psnr(seen, plan.steps, synchronous_steps(plan), self.job.steps))
+        return float(self.fidelity.psnr(seen, plan.steps, fresh_steps(plan), self.job.steps))
 
     # The choice.
 
@@ -362,11 +362,6 @@ class Pool:
             if key not in found or _db(option) > _db(found[key]):
                 found[key] = option
         return list(found.values())
-
-
-def synchronous_steps(plan: Plan) -> int:
-    """Steps of the plan in which everything is fresh, before stale context is used."""
-    return sum(phase.steps * phase.beats for phase in plan.phases if phase.name in ("warm-up", "recut"))
 
 
 def _db(option: Option) -> float:

@@ -28,6 +28,7 @@ LEVELS = {"any": -inf, "fast": 20.0, "high": 30.0, "strict": inf}  # least dB
 SLOPES = ("steps", "late", "bands", "age", "predicted")
 PRIOR = {"steps": -1.0, "late": 1.0, "bands": 1.0, "age": 1.0, "predicted": -0.3}
 BEST_DB = 100.0
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,13 @@ def shares(rows: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, floa
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Coefficients for one model. source: `measured` on it or `transferred` from another; error_db: held out, median."""
+    """Coefficients for one model. source: `measured` on it or `transferred` from another; error_db: held out, median.
+
+    sampler: the one it was measured with, which others may differ from. runs: what it was fitted to.
+    """
 
     model: str
+    sampler: str = ""
     few: tuple[float, float] = (1.0, 1.0)  # log A, p
     skip: tuple[float, float] = (0.0, 0.0)  # log of the factor if held, if predicted
     kinds: dict[str, float] = field(default_factory=dict)  # b
@@ -72,6 +77,7 @@ class Fidelity:
     source: str = "measured"
     error_db: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
 
     def psnr(self, look: Look, steps: Any, warmup: Any, reference: int) -> Array:
         """dB for arrays of steps and (effective) warm-ups; BEST_DB at most. A kind nobody measured is as bad as any."""
@@ -103,14 +109,17 @@ class Fidelity:
         return replace(self, model=model, source="transferred", offset_db=offset_db)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"schema_version": SCHEMA_VERSION} | asdict(self)
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Fidelity:
         """Inverse of `to_json`; InputError for what is not one."""
         try:
-            pairs = {name: tuple(map(float, document[name])) for name in ("few", "skip")}
-            return Fidelity(**document | pairs)
+            if document["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {document['schema_version']} is not {SCHEMA_VERSION}")
+            rest = {name: value for name, value in document.items() if name != "schema_version"}
+            pairs = {name: tuple(map(float, rest[name])) for name in ("few", "skip")}
+            return Fidelity(**rest | pairs | {"runs": tuple(map(Run.from_json, rest["runs"]))})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"fidelity: not a table of `polyrhythm calibrate` ({error})") from error
 
@@ -142,26 +151,59 @@ def kind_of(scheme: str, knobs: dict[str, Any], bands: int) -> str:
         portion = knobs.get("portion") or 0.3
         nearest = max(portion) if isinstance(portion, tuple | list) else portion
         return "" if bands < 2 else f"pcpp {nearest:g}"
-    rest = [str(knobs[name]) for name in ("stages", "stride", "setting") if knobs.get(name) is not None]
+    stages = knobs.get("stages")
+    count = max(stages) if isinstance(stages, tuple | list) else stages
+    rest = [str(value) for value in (count, knobs.get("stride"), knobs.get("setting")) if value is not None]
     return " ".join([scheme, *rest])
+
+
+def fresh_steps(plan: Plan) -> int:
+    """Steps of the plan in which everything is fresh, before stale context is used."""
+    return sum(phase.steps * phase.beats for phase in plan.phases if phase.name in ("warm-up", "recut"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A picture that was made and compared: what did it, steps and effective warm-up, those of the reference, dB."""
+    """Pictures that were made and compared: what did it, steps and effective warm-up, steps of the reference, dB (mean)."""
 
     look: Look
     steps: int
     warmup: int
     reference: int
     psnr_db: float
+    name: str = ""
+
+    @staticmethod
+    def of(plan: Plan, reference: int, psnr_db: float, name: str = "") -> Run:
+        return Run(look(plan), plan.steps, fresh_steps(plan), reference, psnr_db, name)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Run:
+        """Inverse of `to_json`; InputError for what is not one."""
+        try:
+            look = document["look"]
+            cut = tuple((int(stride), float(share)) for stride, share in look["shares"])
+            return Run(**document | {"look": Look(**look | {"shares": cut})})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"fidelity: not a run of `polyrhythm calibrate` ({error})") from error
 
 
-def fit(model: str, runs: Sequence[Run], about: dict[str, Any] | None = None, held_out: bool = True) -> Fidelity:
-    """Coefficients of least squared dB, slopes drawn a little towards PRIOR; InputError without runs."""
-    runs = [run for run in runs if run.psnr_db < BEST_DB]
-    if not runs:
+def fit(model: str, sampler: str, runs: Sequence[Run], about: dict[str, Any] | None = None) -> Fidelity:
+    """Coefficients of least squared dB, and how far they miss runs that they did not see; InputError without runs."""
+    able = [run for run in runs if run.psnr_db < BEST_DB]
+    if not able:
         raise InputError("fidelity: no run of a plan that changes the picture; nothing to fit")
+    misses = [_left_out(able, i) for i in range(len(able))] if len(able) > 20 else []
+    error = round(float(np.median(np.abs(misses))), 2) if misses else 0.0
+    found = _fitted(able)
+    return replace(found, model=model, sampler=sampler, error_db=error, about=about or {}, runs=tuple(runs))
+
+
+def _fitted(runs: Sequence[Run]) -> Fidelity:
+    """Slopes are drawn a little towards PRIOR, so that few runs are enough."""
     from scipy.optimize import least_squares
 
     kinds = sorted({run.look.kind for run in runs} - {""})
@@ -169,7 +211,7 @@ def fit(model: str, runs: Sequence[Run], about: dict[str, Any] | None = None, he
     def unpack(x: Any) -> Fidelity:
         slopes = dict(zip(SLOPES, map(float, x[4 : 4 + len(SLOPES)]), strict=True))
         bases = dict(zip(kinds, map(float, x[4 + len(SLOPES) :]), strict=True))
-        return Fidelity(model, (float(x[0]), float(x[1])), (float(x[2]), float(x[3])), bases, slopes, about=about or {})
+        return Fidelity("", "", (float(x[0]), float(x[1])), (float(x[2]), float(x[3])), bases, slopes)
 
     prior = np.array([0.0, 1.0, 0.0, -0.3, *(PRIOR[name] for name in SLOPES), *([-7.0] * len(kinds))])
     weight = np.array([0.01, 1.0, 0.5, 0.5, *([0.5] * len(SLOPES)), *([0.02] * len(kinds))])
@@ -179,15 +221,11 @@ def fit(model: str, runs: Sequence[Run], about: dict[str, Any] | None = None, he
         off = [float(found.psnr(r.look, r.steps, r.warmup, r.reference)) - r.psnr_db for r in runs]
         return np.concatenate([off, weight * (x - prior)])
 
-    found = unpack(least_squares(residuals, prior, loss="soft_l1").x)
-    if not held_out:
-        return found
-    left = [abs(_left_out(model, runs, i)) for i in range(len(runs))] if len(runs) > len(prior) else []
-    return replace(found, error_db=round(float(np.median(left)), 2) if left else 0.0)
+    return unpack(least_squares(residuals, prior, loss="soft_l1").x)
 
 
-def _left_out(model: str, runs: Sequence[Run], i: int) -> float:
+def _left_out(runs: Sequence[Run], i: int) -> float:
     """dB by which run i is missed by a fit of the others."""
     run = runs[i]
-    found = fit(model, [*runs[:i], *runs[i + 1 :]], held_out=False)
+    found = _fitted([*runs[:i], *runs[i + 1 :]])
     return float(found.psnr(run.look, run.steps, run.warmup, run.reference)) - run.psnr_db

@@ -19,6 +19,7 @@ from traces.hints import unknown
 from traces.tables import load_trace, save_trace
 
 if TYPE_CHECKING:  # importing the vocabulary takes longer than `--help` may
+    from planner.fidelity import Fidelity
     from planner.model import Model
     from planner.plan import Plan
     from planner.profile import Profile
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # importing the vocabulary takes longer than `--help` may
 __all__ = [
     "cluster_from_flags",
     "load_cluster",
+    "load_fidelity",
     "load_model",
     "load_plan",
     "load_profile",
@@ -67,6 +69,13 @@ def load_timeline(path: Path | str) -> Timeline:
 
 def save_timeline(path: Path | str, timeline: Timeline) -> None:
     write(path, format_json(timeline.to_json()))
+
+
+def load_fidelity(path: Path | str) -> Fidelity:
+    """What plans do to the picture of a model, from `polyrhythm calibrate`."""
+    from planner.fidelity import Fidelity
+
+    return _load(path, "fidelity", Fidelity.from_json, lambda record: "")
 
 
 def load_profile(path: Path | str) -> Profile:
