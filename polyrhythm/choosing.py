@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,13 +65,21 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Planned:
-    """A checked plan, its cluster, its simulated timeline and its traffic; `candidates` if `auto` chose it."""
+    """A checked plan, its cluster, its simulated timeline and its traffic; `candidates` if `auto` chose it.
+
+    asked: the job it was chosen for, of which it may take fewer steps.
+    """
 
     plan: Plan
     cluster: Cluster
     timeline: Timeline
     volume: Volume
     candidates: tuple[Alternative, ...] = ()
+    asked: Job | None = None
+
+    @property
+    def job(self) -> Job:
+        return self.asked or self.plan.job
 
     @property
     def predicted_seconds(self) -> float:
@@ -88,8 +97,8 @@ def chosen(
 ) -> Planned:
     """The best plan of all schemes that take the knobs; raises as `planner.choose.choose` does."""
     found = search(model, job, cluster, profile, knobs, wish)
-    candidates = tuple(map(alternative, found.options))
-    return Planned(found.plan, cluster, found.timeline, volume(found.plan, model), candidates)
+    candidates = tuple(_distinct(found.options))
+    return Planned(found.plan, cluster, found.timeline, volume(found.plan, model), candidates, job)
 
 
 def search(
@@ -101,6 +110,17 @@ def search(
         return perform(plan, model, cluster, profile, cost=cost)
 
     return choose(cost, simulate, knobs, wish.rule(), None)
+
+
+def _distinct(options: Iterable[Option]) -> Iterator[Alternative]:
+    """As they are shown; of those that differ in their bundles only, to no effect, the first."""
+    seen = set()
+    for option in options:
+        knobs = {name: value for name, value in option.knobs.items() if name != "bundle"}
+        key = option.scheme, repr(knobs), option.devices, option.steps, option.seconds
+        if option.seconds is None or key not in seen:
+            seen.add(key)
+            yield alternative(option)
 
 
 def alternative(option: Option) -> Alternative:

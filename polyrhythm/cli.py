@@ -541,12 +541,16 @@ def explain(
     scheme: tuple[str | None, dict[str, Any]],
     plan: PlanFile = None,
     profile: ProfileFile = None,
+    what_if: Annotated[bool, typer.Option(help="Also plan with a device more and one less.")] = True,
 ) -> Any:
-    """Why a plan takes as long as it does, and how the other schemes would do."""
+    """Why a plan takes as long as it does, what would help, and how other plans would do."""
     from polyrhythm import api
+    from polyrhythm.render import working
 
     measured = _profile(profile)
-    return api.explain(_planned(plan, cluster, job, scheme, measured), measured)
+    planned = _planned(plan, cluster, job, scheme, measured)
+    with working("explaining"):
+        return api.explain(planned, measured, what_if=what_if)
 
 
 @command(cluster, job, scheme)

@@ -186,11 +186,27 @@ def _said(provenance: dict[str, Any]) -> str:
 def _explanation(result: Explanation, console: Console) -> None:
     _predicted(result.planned)
     print(f"limited by {result.limit}")
+    for remark in result.remarks:
+        print(f"also by {remark}")
     rows = [(r.name, share(r.busy), share(r.partners), share(r.transfers)) for r in result.ranks]
     _table(console, "", ("device", "busy", "waits for partners", "waits for bytes"), rows)
+    words = {"compute": "{} computes", "link": "bytes on channel {}", "other": "{} starts transfers"}
+    path = [(words[s.kind].format(s.who), seconds(s.seconds), share(s.share)) for s in result.critical_path]
+    _table(console, "critical path", ("what", "seconds", "share"), path)
     print(f"if transfers took no time: {seconds(result.free_transfers_seconds)}")
     print(f"one device's work divided without loss: {seconds(result.perfect_split_seconds)}")
+    for title, changes in (("the same plan", result.sensitivity), ("the best plan", result.worth)):
+        if changes:
+            told = [(c.change, seconds(c.predicted_seconds), _faster(c.gain)) for c in changes]
+            _table(console, title, ("if", "then", ""), told)
     _alternatives("alternatives, by simulation", result.alternatives, console)
+
+
+def _faster(gain: float) -> str:
+    """0.1 is 10 % faster."""
+    if abs(gain) < 5e-4:
+        return "the same"
+    return f"{abs(gain):.1%} {'shorter' if gain > 0 else 'longer'}"
 
 
 def _performance(result: Performance, console: Console) -> None:
