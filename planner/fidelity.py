@@ -44,7 +44,7 @@ class Look:
     predicted: bool = False
     skipped_predicted: bool = False
     bands: int = 1
-    shares: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    shares: tuple[tuple[float, ...], ...] = ((1, 1.0),)
     age: int = 1
 
     @property
@@ -52,7 +52,7 @@ class Look:
         return not self.kind and max(stride for stride, _ in self.shares) == 1
 
 
-def shares(rows: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, float], ...]:
+def shares(rows: Sequence[int], strides: Sequence[int]) -> tuple[tuple[float, ...], ...]:
     """Share of the rows by stride."""
     total = {stride: 0 for stride in sorted(set(strides))}
     for count, stride in zip(rows, strides, strict=True):
@@ -69,8 +69,8 @@ class Fidelity:
 
     model: str
     sampler: str = ""
-    few: tuple[float, float] = (1.0, 1.0)  # log A, p
-    skip: tuple[float, float] = (0.0, 0.0)  # log of the factor if held, if predicted
+    few: tuple[float, ...] = (1.0, 1.0)  # log A, p
+    skip: tuple[float, ...] = (0.0, 0.0)  # log of the factor if held, if predicted
     kinds: dict[str, float] = field(default_factory=dict)  # b
     slopes: dict[str, float] = field(default_factory=lambda: dict(PRIOR))
     offset_db: float = 0.0
