@@ -21,6 +21,7 @@ from planner.cost import Cost
 from planner.errors import Infeasible, PolyrhythmError
 from planner.fidelity import Fidelity, Look, fresh_steps, look
 from planner.fold import Simulate
+from planner.memory import USABLE, peak_bytes, shortage
 from planner.placement import Family
 from planner.plan import Plan
 from planner.recipe import Recipe
@@ -36,6 +37,7 @@ REFINED = 4  # of these, whose rows are looked at again
 NEAR = 1.05  # what is estimated at this many times the best simulated one is not simulated
 FAR = 1.3  # nor a published scheme at this
 TIE = 5e-3  # of seconds: then the truer one
+FRONTIER, FRONTIER_DB = 24, 0.25  # points of the frontier, and how far they are apart at least
 TRUER_DB = 0.5  # below that two pictures are as true as each other
 
 
@@ -91,10 +93,16 @@ def choose(
     given: Knobs | None = None,
     rule: Rule = Rule(),
     fidelity: Fidelity | None = None,
-    limits: dict[str, int] | None = None,
 ) -> Chosen:
     """The best plan under `rule` for the job, model and cluster of `cost`; Infeasible if there is none."""
-    return Choice(cost, simulate, given or {}, rule, fidelity, limits).made()
+    return Choice(cost, simulate, given or {}, rule, fidelity).made()
+
+
+def frontier(
+    cost: Cost, simulate: Simulate, fidelity: Fidelity, given: Knobs | None = None, rule: Rule = Rule()
+) -> tuple[Option, ...]:
+    """Of all candidates, also of fewer steps, those that no other one beats in seconds and in dB; the fastest first."""
+    return Choice(cost, simulate, given or {}, rule, fidelity).frontier()
 
 
 class Choice:
@@ -107,11 +115,10 @@ class Choice:
         given: Knobs,
         rule: Rule,
         fidelity: Fidelity | None,
-        limits: dict[str, int] | None,
     ) -> None:
         self.cost, self.simulate, self.given, self.rule, self.fidelity = cost, simulate, given, rule, fidelity
         self.job, self.model = cost.job, cost.model
-        self.search = Search(cost, given, limits, bold=fidelity is not None)
+        self.search = Search(cost, given, bold=fidelity is not None)
         self._plans: dict[str, tuple[Plan, float] | PolyrhythmError] = {}
 
     def made(self) -> Chosen:
@@ -129,6 +136,18 @@ class Choice:
             options += rivals
             best = max((o for o in (*rivals, best) if self.as_fast(o, best)), key=lambda o: (_db(o), -(o.seconds or inf)))
         return self.confirmed(best, options)
+
+    def frontier(self) -> tuple[Option, ...]:
+        """From one device with all steps down to the fastest that keeps to the rule."""
+        pool = Pool(self.search, self.rule, self.fidelity)
+        found = [self._simulated(option) for option in pool.frontier(FRONTIER)]
+        able = sorted((o for o in found if o.simulated), key=lambda o: (self.value(o), -_db(o)))
+        best, kept = -inf, []
+        for option in able:
+            if _db(option) > best:
+                best = _db(option)
+                kept.append(option)
+        return tuple(kept)
 
     @property
     def measured(self) -> bool:
@@ -203,6 +222,8 @@ class Choice:
         if key not in self._plans:
             try:
                 plan = self.plan(option)
+                if short := shortage(plan, self.model, self.cost.cluster):
+                    raise Infeasible(f"{option.scheme}: {short}")
                 self._plans[key] = plan, fold.seconds(plan, self.simulate)
             except PolyrhythmError as error:
                 self._plans[key] = error
@@ -264,9 +285,23 @@ class Choice:
         return next(error for error in found if isinstance(error, PolyrhythmError))
 
     def infeasible(self, options: Sequence[Option]) -> PolyrhythmError:
-        reasons = [o.reason for o in options if o.reason]
+        """Why nothing is left, and what would help."""
         if any(o.simulated for o in options):
-            return Infeasible("no plan keeps to the floor of the picture; give --fidelity fast or a lower --min-psnr")
+            best = max((o for o in options if o.simulated), key=_db)
+            return Infeasible(
+                f"no plan keeps to the floor: the truest, {best.scheme}, is predicted {_db(best):.1f} dB; give a lower "
+                "--min-psnr, --fidelity fast, or a device that can do it alone"
+            )
+        names = [device.name for device in self.cost.cluster.devices]
+        alone = [o for o in (self._simulated(Option("single", {"device": name}, (name,), self.job.steps)) for name in names)]
+        if any("GB to give" in option.reason for option in alone):
+            least = peak_bytes(self.plan(alone[0]), self.model)[0] / USABLE
+            return Infeasible(
+                f"no plan fits in the memory of these devices ({alone[0].reason}); one with at least {least / 1e9:.1f} GB "
+                "would do, or a smaller image or batch, a dtype of fewer bytes, or --scheme asyncdiff --warm chain, "
+                "in which a device holds the weights of its own stage only"
+            )
+        reasons = [o.reason for o in (*options, *alone) if o.reason]
         return Infeasible(reasons[0] if reasons else "no plan is possible on this cluster")
 
 
@@ -329,6 +364,30 @@ class Pool:
         at = better.argmax(1)
         found = self._options(at, counts, seconds, decibels, better.max(1) > _db(best) + TRUER_DB)
         return sorted(found, key=lambda option: -_db(option))
+
+    def frontier(self, most: int) -> list[Option]:
+        """About `most` candidates of any number of steps that no other one beats, by estimate; the fastest first."""
+        counts = range(max(4, self.reference // 8), self.reference + 1)
+        seconds, decibels = self.grid(counts)
+        if not self.shapes:
+            return []
+        values = np.where(decibels >= self.rule.floor_db, seconds * self.weights[:, None, None], inf).ravel()
+        order = np.lexsort((-decibels.ravel(), values))
+        order = order[: np.isfinite(values).sum()]
+        truth = decibels.ravel()[order]
+        reached = np.concatenate([[-inf], np.maximum.accumulate(truth)[:-1]])
+        picked, best = [], -inf
+        for flat in order[truth > reached]:
+            if decibels.ravel()[flat] > best + FRONTIER_DB:
+                best = float(decibels.ravel()[flat])
+                picked.append(divmod(int(flat), seconds[0].size))
+        if len(picked) > most:
+            picked = [picked[len(picked) * k // most] for k in range(most - 1)] + picked[-1:]
+        found = []
+        for i, at in picked:
+            wanted = np.arange(len(self.shapes)) == i
+            found += self._options(np.full(len(self.shapes), at), counts, seconds, decibels, wanted)
+        return found
 
     def dominated(self, option: Option) -> bool:
         """Whether fewer steps, on whatever devices, make a truer picture in no more time."""

@@ -1,17 +1,26 @@
-"""What a plan needs of a device's memory: weights, and the tensors of others that a rank holds.
+"""What a plan needs of a device's memory: weights, the tensors of others that a rank holds, activations of the forward.
 
-Activations of the forward, text encoders and VAE are not in it: the description of a model does not know them.
+Text encoders and VAE are not in it: the description of a model does not know them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
+from planner.cluster import Cluster, Device
+from planner.job import Job
 from planner.model import Model
 from planner.ops import Compute, Wait
-from planner.plan import Damping, Phase, Plan, own_bytes, received_bytes
+from planner.plan import Damping, Phase, Plan, batch, own_bytes, received_bytes
 
 Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a beat
+
+# Peak activations, as multiples of the largest tensor of a kind that a forward hands over: what convolutions read, and
+# keys and values. Counted on the meta device for five models (`benchmarks/activations.py`), within a tenth.
+ACTIVATIONS = {"unet": {"halo": 5.3, "kv": 13.0}}
+TRANSFORMER = {"kv": 6.7}
+USABLE = 0.92  # of a device's memory: ECC, the driver, the context and fragments have the rest
 
 
 def held_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
@@ -30,6 +39,40 @@ def held_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None
         of_model + max(own + n * received for n, (own, received) in zip(copies, of_rank, strict=True))
         for of_model, of_rank in zip(weights, zip(*counted, strict=True), strict=True)
     )
+
+
+def activation_bytes(model: Model, job: Job, rows: int, items: int) -> int:
+    """Estimated peak of the forward's own tensors on a band of `rows` latent rows with `items` batch items."""
+    _, width = model.latent_size(job)
+    times, largest = ACTIVATIONS.get(model.family, TRANSFORMER), 0.0
+    for stop in model.stops:
+        if stop.kind in times:
+            largest = max(largest, times[stop.kind] * stop.channels * stop.positions(rows, width))
+    return round(largest * items * job.element_bytes)
+
+
+def peak_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
+    """Per rank: `held_bytes` and the activations of its largest band."""
+    held = held_bytes(plan, model, moved)
+    return tuple(
+        held[rank]
+        + max(activation_bytes(model, plan.job, p.rows[rank].count, batch(p, rank, plan.job)) for p in plan.phases)
+        for rank in range(plan.ranks)
+    )
+
+
+def usable_bytes(device: Device) -> float:
+    """What a plan may take of the device's memory; without end where that is not known."""
+    return USABLE * device.memory_bytes if device.memory_bytes > 0 else inf
+
+
+def shortage(plan: Plan, model: Model, cluster: Cluster) -> str:
+    """One sentence about the first device whose memory the plan does not fit in, "" if there is none."""
+    for name, need in zip(plan.devices, peak_bytes(plan, model), strict=True):
+        room = usable_bytes(cluster.device(name))
+        if need > room:
+            return f"{name} needs about {need / 1e9:.1f} GB and has {room / 1e9:.1f} GB to give"
+    return ""
 
 
 def parameters(plan: Plan, model: Model, rank: int) -> int:

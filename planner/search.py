@@ -19,6 +19,7 @@ from planner.beats import even
 from planner.cost import Cost
 from planner.errors import Infeasible, InputError
 from planner.fidelity import Look, kind_of, shares
+from planner.memory import activation_bytes, usable_bytes
 from planner.placement import Family, Place
 from planner.screen import SETTLED, Pattern, Screen, Team
 from planner.space import TABLE, Entry, Knobs, bands, same_for
@@ -81,15 +82,13 @@ class Shape:
 class Search:
     """All shapes for a job on a cluster.
 
-    given: knobs that the user has fixed; limits: most granules, by device; bold: also what only somebody should try who
-    knows what it does to the picture.
+    given: knobs that the user has fixed; bold: also what only somebody should try who knows what it does to the picture.
     """
 
-    def __init__(self, cost: Cost, given: Knobs, limits: dict[str, int] | None = None, bold: bool = True) -> None:
+    def __init__(self, cost: Cost, given: Knobs, bold: bool = True) -> None:
         self.cost, self.given, self.job, self.model = cost, given, cost.job, cost.model
         self.bold = bold
         self.screen = Screen(cost)
-        self.limits = limits or {}
         items = self.job.batch * len(self.job.branches)
         names = [device.name for device in cost.cluster.devices]
         self.place = Place(cost.cluster, {name: cost.forward(name, cost.height, items) for name in names})
@@ -153,8 +152,10 @@ class Search:
                 seen.add((pattern, repr(rest)))
                 if pattern not in done:
                     done[pattern] = paces(team, pattern, warm)
+                copies = 0 if not entry.cut else 3 if knobs.get("context") == "predict" else 2
                 for (rows, vector), pace in zip(cuts, done[pattern], strict=True):
-                    yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace)
+                    if self.room(family, rows, copies):
+                        yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace)
 
     def warm(self, family: Family) -> float | None:
         """Seconds of a synchronous step on the bands that are best for that, which strides may then leave."""
@@ -182,9 +183,31 @@ class Search:
         found = []
         for device in family.devices:
             curve = np.maximum.accumulate(self.screen.curve(device, items))
-            curve[self.limits.get(device, self.screen.granules) + 1 :] = inf
+            room = usable_bytes(self.cost.cluster.device(device)) - self._weights
+            if room < inf:
+                curve[[g for g in range(1, len(curve)) if self._own_bytes(g, items) > room]] = inf
             found.append(curve)
         return found
+
+    @cached_property
+    def _weights(self) -> int:
+        return self.model.parameters * self.job.element_bytes
+
+    def _own_bytes(self, granules: int, items: int) -> int:
+        """Activations of a band."""
+        return activation_bytes(self.model, self.job, granules * self.model.granule, items)
+
+    def room(self, family: Family, rows: Sequence[int], copies: int = 0) -> bool:
+        """Whether every device has the memory for its band, with so many copies of what the others send of theirs."""
+        items = self.job.batch * (len(self.job.branches) if family.split is None else 1)
+        per_row, fixed = self.screen.elements(self.model.points)
+        for device, count in zip(family.devices, rows, strict=True):
+            others = per_row * (self.screen.height - count) + fixed if len(rows) > 1 else 0
+            context = (copies * others + per_row * count) * items * self.job.element_bytes if copies else 0
+            need = self._weights + self._own_bytes(count // self.model.granule, items) + context
+            if need > usable_bytes(self.cost.cluster.device(device)):
+                return False
+        return True
 
     def _strides(self, family: Family) -> list[tuple[int, ...]]:
         """Stride vectors: all 1, and where the scheme takes them, longer ones for slower devices."""
@@ -220,8 +243,7 @@ class Search:
             return [elastic]
         sizes = [len(group) for group in family.groups]
         level = tuple(h for size in sizes for h in even(self.screen.height, size, self.model.granule))
-        fits = all(h // self.model.granule <= self.limits.get(d, 10**9) for h, d in zip(level, family.devices, strict=True))
-        return list(dict.fromkeys((elastic, level) if fits else (elastic,)))
+        return list(dict.fromkeys((elastic, level)))
 
     def _right(self, family: Family, rows: Sequence[int]) -> bool:
         """Whether given rows are whole granules that make the whole image in every group."""
@@ -295,12 +317,8 @@ class Search:
                     for shift in range(0, family.ranks, size) if together else (0,):
                         rows[giver + shift] -= unit
                         rows[taker + shift] += unit
-                    if rows[giver] >= unit and self._room(family, rows):
+                    if rows[giver] >= unit and self.room(family, rows, 3):
                         yield tuple(rows)
-
-    def _room(self, family: Family, rows: Sequence[int]) -> bool:
-        unit = self.model.granule
-        return all(h // unit <= self.limits.get(d, h) for h, d in zip(rows, family.devices, strict=True))
 
     def seconds(self, shape: Shape, steps: int, warmup: int) -> float:
         """Estimated latency."""

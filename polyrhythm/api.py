@@ -27,7 +27,8 @@ from planner.timeline import Seen, Timeline
 from planner.volume import volume
 from polyrhythm import planfile, why
 from polyrhythm.adapting import Arriving, by_time
-from polyrhythm.choosing import Alternative, Planned, Wish, chosen
+from polyrhythm.choosing import Alternative, Frontier, Planned, Wish, chosen, draw
+from polyrhythm.choosing import pareto as frontier_of
 from polyrhythm.interval import bounded
 from polyrhythm.path import Stretch, critical_path
 from polyrhythm.whatif import Change, sensitivity, worth
@@ -38,6 +39,7 @@ from traces.store import load_model
 if TYPE_CHECKING:  # these commands only; fitting imports numpy, which takes a while
     from planner.conditions import Conditions
     from planner.trace import Trace
+    from polyrhythm.calibrate import Calibrated
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.simulating import Outcome
@@ -304,6 +306,32 @@ def plan(
     if wish is not None:
         raise UsageError(f"fidelity is weighed where the scheme is chosen; leave out --scheme {scheme}")
     return _bounded(_priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile), profile)
+
+
+def pareto(
+    cluster: Cluster,
+    job: Job,
+    profile: Profile | None = None,
+    wish: Wish | None = None,
+    *,
+    plot: Path | str | None = None,
+    **knobs: Any,
+) -> Frontier:
+    """Plans of which no other one is both faster and truer, also of fewer steps; drawn to `plot` if given.
+
+    Raises as `plan` does, and InputError where nothing is known of the pictures, or matplotlib is missing.
+    """
+    check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
+    found = frontier_of(cluster, job, profile, wish or Wish(), **knobs)
+    return found if plot is None else draw(found, plot)
+
+
+def calibrate(model: str, path: Path | str, **options: Any) -> Calibrated:
+    """What schemes do to a model's pictures, fitted and written; options as `polyrhythm.calibrate.calibrate` takes them."""
+    need_torch()
+    from polyrhythm.calibrate import calibrate as made
+
+    return made(model, path, **options)
 
 
 def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = None, **knobs: Any) -> Plan:

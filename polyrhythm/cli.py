@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from planner.profile import Profile
     from planner.timeline import Seen, Timeline
     from polyrhythm.api import Performance
-    from polyrhythm.choosing import Planned
+    from polyrhythm.choosing import Planned, Wish
 
 BUG, USAGE, INFEASIBLE, ABOVE, INTERRUPTED = 1, 2, 4, 9, 130
 # click's base of all errors in how a command was called; typer brings its own copy of click or uses the installed one.
@@ -336,6 +336,7 @@ def _planned(
     job: dict[str, Any],
     scheme: tuple[str | None, dict[str, Any]],
     profile: "Profile | None",
+    wish: "Wish | None" = None,
 ) -> "Planned":
     """The plan in a file, or a new one by the flags."""
     from polyrhythm import api
@@ -346,7 +347,7 @@ def _planned(
         _only_file(file, job, scheme)
         return api.load_planned(file, cluster, profile)
     with working("planning"):
-        return api.plan(_given(cluster), _job(job), name or api.AUTO, profile, **knobs)
+        return api.plan(_given(cluster), _job(job), name or api.AUTO, profile, wish=wish, **knobs)
 
 
 def _only_file(file: Path, job: dict[str, Any], scheme: tuple[str | None, dict[str, Any]]) -> None:
@@ -517,43 +518,6 @@ def fit(
 
 
 @command(cluster, job, scheme)
-def plan(
-    cluster: "Cluster | None",
-    job: dict[str, Any],
-    scheme: tuple[str | None, dict[str, Any]],
-    profile: ProfileFile = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the plan.")] = None,
-) -> Any:
-    """Plan one image on a cluster."""
-    from polyrhythm import api
-
-    found = _planned(None, cluster, job, scheme, _profile(profile))
-    if output:
-        api.save_planned(output, found)
-        _say(f"wrote {output}")
-    return found
-
-
-@command(cluster, job, scheme)
-def explain(
-    cluster: "Cluster | None",
-    job: dict[str, Any],
-    scheme: tuple[str | None, dict[str, Any]],
-    plan: PlanFile = None,
-    profile: ProfileFile = None,
-    what_if: Annotated[bool, typer.Option(help="Also plan with a device more and one less.")] = True,
-) -> Any:
-    """Why a plan takes as long as it does, what would help, and how other plans would do."""
-    from polyrhythm import api
-    from polyrhythm.render import working
-
-    measured = _profile(profile)
-    planned = _planned(plan, cluster, job, scheme, measured)
-    with working("explaining"):
-        return api.explain(planned, measured, what_if=what_if)
-
-
-@command(cluster, job, scheme)
 def simulate(
     cluster: "Cluster | None",
     job: dict[str, Any],
@@ -709,4 +673,5 @@ def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, tra
         _misused("--trace-latents needs --output x.safetensors")
 
 
+from polyrhythm import cli_plan  # noqa: E402, F401  # plan, explain, calibrate
 from polyrhythm import cli_traces  # noqa: E402, F401  # import, replay, compare

@@ -25,7 +25,7 @@ from planner.conditions import Load as LoadOf
 from planner.cost import Cost, nanoseconds
 from planner.course import Course
 from planner.errors import PlanError, RankStalled
-from planner.memory import held_bytes
+from planner.memory import peak_bytes
 from planner.model import Model
 from planner.ops import SECONDS, Compute, Observe, Wait
 from planner.plan import Phase, Plan
@@ -114,7 +114,7 @@ def run(
     except Stuck as stuck:
         raise explain(stuck.waiting, stuck.stopped, conditions, course.plan, network) or stuck from None
     done, said = course.plan, {"seconds": cost.provenance}
-    memory = held_bytes(done, model, [prices.of(phase).moved for phase in done.phases])
+    memory = peak_bytes(done, model, [prices.of(phase).moved for phase in done.phases])
     carried: dict[str, dict[str, float]] = {}
     for (a, b), nbytes in network.carried.items() if network else ():
         if nbytes:

@@ -20,6 +20,7 @@ from traces.tables import load_trace, save_trace
 
 if TYPE_CHECKING:  # importing the vocabulary takes longer than `--help` may
     from planner.fidelity import Fidelity
+    from planner.job import Job
     from planner.model import Model
     from planner.plan import Plan
     from planner.profile import Profile
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # importing the vocabulary takes longer than `--help` may
 
 __all__ = [
     "cluster_from_flags",
+    "known_fidelity",
     "load_cluster",
     "load_fidelity",
     "load_model",
@@ -45,6 +47,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1  # of all JSON formats so far
 MODELS = Path(__file__).parent / "data" / "models"
+FIDELITY = Path(__file__).parent / "data" / "fidelity"
+OF_FAMILY = {"unet": "shapes-unet"}  # whose fidelity tells about a model of this family; shapes-mmdit's else
 DESCRIPTION = "polyrhythm.json"  # of a model, in the model's own directory
 
 Record = TypeVar("Record")
@@ -76,6 +80,29 @@ def load_fidelity(path: Path | str) -> Fidelity:
     from planner.fidelity import Fidelity
 
     return _load(path, "fidelity", Fidelity.from_json, lambda record: "")
+
+
+def known_fidelity(model: Model, job: Job) -> Fidelity | None:
+    """What is shipped about the pictures of `model`, else what was measured on another one of its family.
+
+    Transferred where the model or the sampler is another; then moved by what the papers say of the model, or, where they
+    say nothing, of SDXL (`fidelity/published.json`).
+    """
+    from planner.fidelity import Run
+
+    path = FIDELITY / f"{model.name}.json"
+    if path.is_file():
+        found = load_fidelity(path)
+        return found if job.sampler == found.sampler else found.of_another(model.name)
+    path = FIDELITY / f"{OF_FAMILY.get(model.family, 'shapes-mmdit')}.json"
+    if not path.is_file():
+        return None
+    found = load_fidelity(path)
+    published = read_json(FIDELITY / "published.json")["runs"]
+    own = [entry for entry in published if entry["model"] == model.name] or published
+    runs = [Run.from_json(entry["run"]) for entry in own]
+    off = [run.psnr_db - float(found.psnr(run.look, run.steps, run.warmup, run.reference)) for run in runs]
+    return found.of_another(model.name, sum(off) / len(off))
 
 
 def load_profile(path: Path | str) -> Profile:
