@@ -106,7 +106,8 @@ class Fidelity:
         base = self.kinds.get(look.kind, max(self.kinds.values(), default=0.0))
         late, mends = np.maximum(1 - w / k, 0.0), look.predicted and not look.kind.startswith(BIASED)
         size = base + slope["steps"] * np.log(k / 50) + slope["predicted"] * mends
-        size = size + slope["warm"] * np.log(np.maximum(w, 1.0)) + slope["bands"] * np.log(2 - 2 / max(look.bands, 2)) + slope["age"] * np.log(look.age)
+        size = size + slope["warm"] * np.log(np.maximum(w, 1.0)) + slope["age"] * np.log(look.age)
+        size = size + slope["bands"] * np.log(2 - 2 / max(look.bands, 2))
         return np.asarray(np.exp(size) * late ** max(slope["late"], 0.0))
 
     def of_another(self, model: str, offset_db: float = 0.0) -> Fidelity:

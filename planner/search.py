@@ -31,7 +31,7 @@ EVERY_VECTOR = 4  # devices up to which every vector of strides is looked at
 MOST_VECTORS = 48  # of more, per family
 WARMUPS = (1, 2, 3, 5, 8, 12)
 PUBLISHED_WARMUP = 5
-STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial"}  # stadi chooses by these itself
+STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial", "price", "warm_rows"}  # stadi chooses by these itself
 
 
 Seconds = tuple[float, float, float, float]
@@ -39,7 +39,7 @@ Seconds = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """A candidate but for its warm-up and steps.
+    """A candidate but for its warm-up and steps. warm: the rows of the warm-up, where they are others.
 
     pace: seconds of a synchronous step, of what the last of these takes more on the bands that follow, of the first
     SETTLED beats after it, and of a beat more.
@@ -53,6 +53,7 @@ class Shape:
     pattern: Pattern
     exact: bool
     pace: Seconds
+    warm: tuple[int, ...] | None = None
 
     @property
     def every(self) -> int:
@@ -76,7 +77,7 @@ class Shape:
         entry, own = TABLE[self.scheme], dict(self.knobs)
         if entry.cut:
             own |= {"rows": self.rows, "split": self.family.split, "warmup": warmup}
-        return own | ({"strides": self.strides} if entry.strides else {})
+        return own | ({"strides": self.strides, "warm_rows": self.warm} if entry.strides else {})
 
 
 class Search:
@@ -137,7 +138,7 @@ class Search:
         strided: bool,
     ) -> Iterator[Shape]:
         team = self.team(family, cuts)
-        warm = self.warm(family) if strided else None
+        warm_rows, warm = self.warm(family) if strided else (None, None)
         done: dict[Pattern, list[Seconds]] = {}
         for name, entry in entries.items():
             seen: set[tuple[Pattern, str]] = set()
@@ -155,12 +156,13 @@ class Search:
                 copies = 0 if not entry.cut else 3 if knobs.get("context") == "predict" else 2
                 for (rows, vector), pace in zip(cuts, done[pattern], strict=True):
                     if self.room(family, rows, copies):
-                        yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace)
+                        yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace, warm_rows)
 
-    def warm(self, family: Family) -> float | None:
-        """Seconds of a synchronous step on the bands that are best for that, which strides may then leave."""
-        rows = self._rows(family, (1,) * family.ranks)
-        return float(self.team(family, [(rows[0], (1,) * family.ranks)]).step[0]) if rows else None
+    def warm(self, family: Family) -> tuple[tuple[int, ...] | None, float | None]:
+        """The bands that are best for synchronous steps, and seconds of one; none where rows are given."""
+        ones = (1,) * family.ranks
+        rows = [] if "rows" in self.given else self._rows(family, ones)
+        return (rows[0], float(self.team(family, [(rows[0], ones)]).step[0])) if rows else (None, None)
 
     def team(self, family: Family, cuts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Team:
         return self.screen.team(family, np.array([rows for rows, _ in cuts]), np.array([s for _, s in cuts]))
@@ -172,7 +174,7 @@ class Search:
         from planner.schemes import SCHEMES
 
         own = inspect.signature(SCHEMES[scheme]).parameters
-        held = {"rows", "strides", "split", "warmup", "device"}
+        held = {"rows", "strides", "split", "warmup", "device", "warm_rows"}
         return {name: value for name, value in self.given.items() if name in own and name not in held}
 
     # Strides and rows.
@@ -296,7 +298,7 @@ class Search:
             moves = list(self._moves(best))
             if not moves:
                 return best
-            warm = self.warm(best.family) if max(best.strides) > 1 else None
+            warm = self.warm(best.family)[1] if max(best.strides) > 1 else None
             found = paces(self.team(best.family, [(rows, best.strides) for rows in moves]), best.pattern, warm)
             tried = [replace(best, rows=rows, pace=pace) for rows, pace in zip(moves, found, strict=True)]
             fastest = min(tried, key=lambda shape: self.seconds(shape, steps, warmup))

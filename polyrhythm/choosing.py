@@ -294,7 +294,7 @@ def _distinct(options: Iterable[Option]) -> Iterator[Alternative]:
     seen = set()
     for option in options:
         knobs = {name: value for name, value in option.knobs.items() if name != "bundle"}
-        key = option.scheme, repr(knobs), option.devices, option.steps, option.seconds
+        key = option.scheme, repr(knobs), option.devices, option.steps, f"{option.seconds or 0.0:.4g}"
         if option.seconds is None or key not in seen:
             seen.add(key)
             yield alternative(option)

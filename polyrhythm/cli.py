@@ -171,6 +171,9 @@ def scheme(
     warmup: Annotated[int | None, typer.Option(metavar="N", help="Synchronous steps at the start.")] = None,
     mode: Annotated[str | None, typer.Option(metavar="NAME", help="What is exchanged after the warm-up.")] = None,
     rows: Annotated[str | None, typer.Option(metavar="20,12", help="Latent rows per device.")] = None,
+    warm_rows: Annotated[
+        str | None, typer.Option(metavar="20,12", help="Latent rows per device in the warm-up, where strides follow it.")
+    ] = None,
     strides: Annotated[str | None, typer.Option(metavar="1,2", help="Grid steps at once, per device.")] = None,
     split: Annotated[str | None, typer.Option(metavar="1,2", help="Devices per guidance branch.")] = None,
     temporal: Annotated[bool | None, typer.Option(help="Let strides follow the speeds.")] = None,
@@ -222,7 +225,7 @@ def scheme(
 ) -> tuple[str | None, dict[str, Any]]:
     """The scheme's name, if given, and the knobs that are given."""
     knobs = {name: value for name, value in locals().items() if value is not None and name != "scheme"}
-    for name in ("rows", "strides", "split", "allowed", "heads", "thresholds", "portion", "damping"):
+    for name in ("rows", "warm_rows", "strides", "split", "allowed", "heads", "thresholds", "portion", "damping"):
         if name in knobs:
             kind = float if name in ("thresholds", "portion", "damping") else int
             knobs[name] = _numbers(name, knobs[name], kind)
@@ -673,5 +676,4 @@ def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, tra
         _misused("--trace-latents needs --output x.safetensors")
 
 
-from polyrhythm import cli_plan  # noqa: E402, F401  # plan, explain, calibrate
-from polyrhythm import cli_traces  # noqa: E402, F401  # import, replay, compare
+from polyrhythm import cli_plan, cli_traces  # noqa: E402, F401  # plan, explain, calibrate; import, replay, compare

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from polyrhythm.api import Catalog, Explanation, Fitted, Measured, Performance
-    from polyrhythm.choosing import Alternative, Planned
+    from polyrhythm.calibrate import Calibrated
+    from polyrhythm.choosing import Alternative, Frontier, Planned, Point
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.importing import Imported
@@ -134,6 +135,7 @@ def _plan(result: Planned, console: Console) -> None:
     columns = ("device", "rows", "branches", "stride", "busy", "waiting", "received per step", "received")
     _table(console, "", columns, rows)
     _predicted(result)
+    _worth(result)
     if result.candidates:
         _alternatives("auto: the fastest of these by simulation", result.candidates, console)
 
@@ -141,6 +143,61 @@ def _plan(result: Planned, console: Console) -> None:
 def _predicted(result: Planned) -> None:
     said = _said(result.timeline.provenance)
     print(f"{result.plan.scheme}: predicted {seconds(result.predicted_seconds)} ({said})")
+
+
+def _worth(result: Planned) -> None:
+    """What the plan does to the picture, and what it costs beside time."""
+    picture, asked = result.picture, result.job.steps
+    if picture is None:
+        return
+    if result.plan.steps < asked:
+        print(f"{result.plan.steps} of the {asked} steps: truer, or faster, than any way to take all (--fewer-steps never)")
+    if picture.exact:
+        print("picture: the same as one device's, to rounding")
+    elif picture.psnr_db is None:
+        print("picture: not the same as one device's; nothing is known of how much it differs (polyrhythm calibrate)")
+    else:
+        miss = f", usually within {picture.error_db:.1f} dB" if picture.error_db else ""
+        print(f"picture: PSNR {picture.psnr_db:.1f} dB to one device's ({picture.source}{miss})")
+    units = {"cluster_seconds": "s of the whole cluster", "joules": "J", "dollars": "dollars"}
+    told = [f"{value:.4g} {units[name]}" for name, value in result.per_image.items()]
+    print(f"per image: {', '.join(told)}")
+
+
+def _frontier(result: Frontier, console: Console) -> None:
+    rows = [
+        (
+            _named(point),
+            seconds(point.predicted_seconds),
+            _decibels(point),
+            point.steps,
+            len(point.devices),
+        )
+        for point in result.points
+    ]
+    columns = ("scheme", "predicted", "picture", "steps", "devices")
+    _table(console, f"none is both faster and truer (picture: {result.source})", columns, rows)
+    alone = [(p.steps, seconds(p.predicted_seconds), _decibels(p)) for p in result.rivals]
+    _table(console, "the plainest rival: one device with fewer steps", ("steps", "predicted", "picture"), alone)
+    if result.plot:
+        print(f"wrote {result.plot}")
+
+
+def _decibels(point: Point) -> str:
+    return "the same" if point.psnr_db is None else f"{point.psnr_db:.1f} dB"
+
+
+def _calibrated(result: Calibrated, console: Console) -> None:
+    table = result.fidelity
+    rows = [
+        (run.name, f"{run.psnr_db:.1f} dB", f"{table.psnr(run.look, run.steps, run.warmup, run.reference):.1f} dB")
+        for run in table.runs
+    ]
+    _table(console, table.model, ("setting", "PSNR", "by the table"), rows)
+    print(f"runs left out of the fit are missed by {table.error_db:.1f} dB (median)")
+    for refused in result.refused:
+        print(f"not done: {refused}")
+    print(f"wrote {result.path}; next: polyrhythm plan --calibration {result.path}")
 
 
 def _alternatives(title: str, alternatives: Sequence[Alternative], console: Console) -> None:
@@ -164,7 +221,7 @@ def _picture(alternative: Alternative) -> str:
     return DASH if alternative.psnr_db is None else f"{alternative.psnr_db:.1f} dB"
 
 
-def _named(alternative: Alternative) -> str:
+def _named(alternative: Alternative | Point) -> str:
     knobs = [f"{name} {_value(value)}" for name, value in alternative.knobs.items() if value is not None]
     return " ".join([alternative.scheme, *knobs])
 
@@ -495,6 +552,8 @@ def _demo(result: Demo, console: Console) -> None:
 
 _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Planned": _plan,
+    "Frontier": _frontier,
+    "Calibrated": _calibrated,
     "Explanation": _explanation,
     "Performance": _performance,
     "Catalog": _catalog,

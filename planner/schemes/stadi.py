@@ -63,14 +63,15 @@ def stadi(
     skipped: str = "hold",
     replan: bool = False,
     tolerance: float = 0.25,
+    warm_rows: tuple[int, ...] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Bands on the devices that help; with all strides 1 the very phases of `distrifusion`.
 
     warmup: synchronous steps, lengthened so that whole beats remain; mode: one of distrifusion's MODES, of which
     those that exchange in every step (full_sync, sync_gn) keep all strides 1.
     temporal, spatial: whether strides and heights follow the devices' speeds; else all are 1 and even.
-    rows, strides: one per device in the cluster's order, in place of what would be chosen; where strides are above 1
-    the rows are those after the warm-up, in which everybody takes every step.
+    rows, strides: one per device in the cluster's order, in place of what would be chosen. warm_rows: where strides are
+    above 1, the rows of the warm-up, in which everybody takes every step; given rows hold there too, unless these are given.
     split: devices per guidance branch. With (n, n), one device of each branch share a band and a stride, paired
     by speed; with unequal numbers each branch is tiled on its own and all strides are 1.
     allowed: strides to choose from; price: how much longer an image may take, as a share, for every unit of
@@ -96,7 +97,7 @@ def stadi(
     after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None
-    task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude)
+    task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
     choice = _choose(task, _taking_part(task, cluster))
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
@@ -131,7 +132,7 @@ def stadi(
 
 @dataclass(frozen=True)
 class Choice:
-    """Who does what. Per rank: device, rows in the warm-up (`warm`) and after it, stride. seconds: predicted and priced."""
+    """Who does what. Per rank: device, rows in the warm-up (`warm`) and after it, stride. seconds: predicted."""
 
     devices: tuple[str, ...]
     split: tuple[int, ...] | None
@@ -208,6 +209,7 @@ class Task:
     price: float
     thresholds: tuple[float, float] | None
     exclude: bool
+    warm_rows: tuple[int, ...] | None = None
 
     @property
     def height(self) -> int:
@@ -332,16 +334,18 @@ def _share(task: Task, teams: tuple[Team, ...]) -> Choice:
 
     @cache
     def before(strides: tuple[int, ...]) -> tuple[int, ...]:
-        """In the warm-up everybody takes every step; rows that are given for strides are for afterwards."""
-        return _bands(replace(task, rows=None) if max(strides) > 1 else task, curves)
+        """Rows of the warm-up, in which everybody takes every step."""
+        return _bands(replace(task, rows=task.warm_rows) if task.warm_rows and max(strides) > 1 else task, curves)
 
     @cache
     def predicted(strides: tuple[int, ...]) -> float:
-        warm, rows = _seconds(curves, before(strides)), after(strides)
-        seconds = latency(task.job.steps, task.warmup, strides, warm, _seconds(curves, rows))
-        return seconds * (1 + task.price * lost(strides, rows))
+        warm = _seconds(curves, before(strides))
+        return latency(task.job.steps, task.warmup, strides, warm, _seconds(curves, after(strides)))
 
-    strides = _strides(task, curves, predicted)
+    def priced(strides: tuple[int, ...]) -> float:
+        return predicted(strides) * (1 + task.price * lost(strides, after(strides)))
+
+    strides = _strides(task, curves, priced)
     warm = before(strides)
     size = len(teams[0].devices)
     devices = tuple(team.devices[branch] for branch in range(size) for team in teams)
