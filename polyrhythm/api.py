@@ -75,6 +75,7 @@ USUAL = {
     "shapes-mmdit": Usual(128, "flow-euler", "float32"),
     "sdxl": Usual(1024, "ddim", "float16"),
     "sd15": Usual(512, "ddim", "float16", 7.5),
+    "sd21": Usual(768, "ddim", "float16", 7.5),
     "sd3-medium": Usual(1024, "flow-euler", "float16", 7.0),
     "flux-dev": Usual(1024, "flow-euler", "bfloat16", 3.5),
     "pixart-alpha": Usual(1024, "dpm++2m", "float16", 4.5),

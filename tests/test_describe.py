@@ -28,6 +28,7 @@ from traces.store import load_model
 PARAMETERS = {
     "sdxl": 2_567_463_684,
     "sd15": 859_520_964,
+    "sd21": 865_910_724,
     "sd3-medium": 2_028_328_000,
     "flux-dev": 11_901_408_320,
     "pixart-alpha": 611_349_152,
@@ -36,6 +37,7 @@ FLOPS = [
     ("sdxl", 512, 1.589e12),
     ("sdxl", 1024, 6.761e12),
     ("sdxl", 2048, 35.91e12),
+    ("sd21", 768, 2.149e12),
     ("sd3-medium", 512, 1.803e12),
     ("sd3-medium", 1024, 8.437e12),
     ("sd3-medium", 2048, 62.81e12),
