@@ -1,6 +1,6 @@
 """Do we predict what papers measured? Calibrate on single devices and one multi-device figure per hardware, predict the rest.
 
-Run: python benchmarks/published.py [--json] [--rows FILE] [--stadi]. The rows are in benchmarks/published.toml; --rows adds
+Run: python benchmarks/published.py [--json] [--rows FILE]. The rows are in benchmarks/published.toml; --rows adds
 those of a file of the same form, predicted with the same calibration.
 
 Per hardware, seconds per kernel, per FLOP, and (where there are three latencies) per FLOP of attention are fitted to its
