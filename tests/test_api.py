@@ -194,7 +194,7 @@ def test_limits(ranks, limit):
 
 def test_catalog():
     whole = pr.catalog().to_json()
-    assert set(whole) == {"schema_version", "devices", "links", "boxes", "models", "schemes"}
+    assert set(whole) == {"schema_version", "devices", "links", "boxes", "models", "schemes", "traces"}
     (entry,) = pr.catalog("devices", "rtx-3090").sections["devices"]
     assert entry["source"] and entry["date"] and entry["confidence"]
     (sdxl,) = pr.catalog("models", "sdxl").sections["models"]
