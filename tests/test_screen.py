@@ -80,13 +80,14 @@ def test_the_estimate_is_what_is_simulated(data, speeds, rate, latency_ns, mode,
 def test_the_estimate_of_strides(data, speeds, rate, strides):
     cost = world((speeds * 4)[: len(strides)], rate)
     rows = cut(data, len(strides))
-    found = simulated(cost, "stadi", rows=rows, strides=strides, warmup=3, spatial=False)
+    even = next(SCHEMES["distrifusion"](cost.job, MODEL, cost.cluster, cost)).phases[0].rows
+    counts = tuple(band.count for band in even)
+    found = simulated(cost, "stadi", rows=rows, warm_rows=counts, strides=strides, warmup=3, spatial=False)
     # The warm-up is on even bands; what comes with the change of bands and with the last beat is not followed.
     screen = Screen(cost)
     family = Family(tuple(d.name for d in cost.cluster.devices))
-    even = next(SCHEMES["distrifusion"](cost.job, MODEL, cost.cluster, cost)).phases[0].rows
     ones = np.ones((1, len(strides)), int)
-    warm = float(screen.team(family, np.array([[band.count for band in even]]), ones).step[0])
+    warm = float(screen.team(family, np.array([counts]), ones).step[0])
     team = screen.team(family, np.array([rows]), np.array([strides]))
     every = int(np.lcm.reduce(strides))
     pace = np.array(paces(team, Pattern(), warm))
