@@ -313,7 +313,7 @@ class Parallel:
         self.levels = sampler.levels(self.scheduler)
         self.course = Course(self.plan, self.model, self.recorded)
         # A scheme that adapts may cut where its first plan does not.
-        wanted = self.model.borders if self.plan.recipe else self.plan.carried()
+        wanted = self.plan.carried()  # plans that follow carry nothing else
         context = Context(self.model, job, self.rank, self.blank, self.levels, wanted, self.denoiser.device)
         if self.channels is not None and self.plan.ranks > 1:
             digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()

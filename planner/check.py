@@ -9,10 +9,11 @@ one phase passes into the next.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from planner.beats import Runs
 from planner.errors import PlanError
 from planner.model import Model
 from planner.ops import Compute, Observe, Rows, Transfer, Wait, label, meetings, name_of, peers
@@ -117,7 +118,7 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
         held = Counter(branch for group in groups for branch in group)
         for branch in sorted({*plan.job.branches, *held}):
             wanted = int(branch in plan.job.branches)
-            if held[branch] != wanted:
+            if held[branch] != wanted and (phase.context.guidance == "computed" or held[branch] > wanted):
                 yield f"phase {phase.name}: branch {branch} is computed by {held[branch]} groups of ranks, not {wanted}"
         for group in groups:
             ranks = [rank for rank, branches in enumerate(phase.branches) if branches == group]
@@ -125,16 +126,20 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
             for bands in sorted({phase.band_group(rank) for rank in ranks}):
                 for fault in _tiling([phase.rows[rank] for rank in bands], height):
                     yield f"{where}: {fault}"
-            for first, last in _idle(model, [run for rank in ranks for run in phase.runs[rank]]):
-                yield f"{where}: stops {first} to {last} are computed by nobody"
+            if phase.context.guidance == "computed":
+                yield from (f"{where}: {fault}" for fault in _idle(model, [phase.runs[rank] for rank in ranks]))
+        if phase.context.guidance != "computed":  # one branch, or stages of several that make one
+            yield from (f"phase {phase.name}: {fault}" for fault in _idle(model, phase.runs))
+    if plan.phases[0].context.guidance == "kept":
+        yield f"phase {plan.phases[0].name}: keeps the difference of the branches, which no step before it has computed"
 
 
-def _idle(model: Model, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _idle(model: Model, work: Iterable[Runs]) -> Iterator[str]:
     """Stretches of the model up to the noise that are in none of these runs."""
     reach = 0
-    for first, last in [*sorted(runs), (model.noise, model.noise)]:
+    for first, last in [*sorted(run for runs in work for run in runs), (model.noise, model.noise)]:
         if first > reach:
-            yield reach, first
+            yield f"stops {reach} to {first} are computed by nobody"
         reach = max(reach, last)
 
 

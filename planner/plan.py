@@ -40,6 +40,7 @@ class Damping:
     halo: float = 0.0
     stat: float = 0.0
     border: float = 0.0
+    direction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Context:
     neighbour's tokens, 1.5 all of the neighbour's and half of the next one's; None is all. Own tokens are always seen.
     skipped: a rank of stride above 1 predicts the evaluations it skips in the same way from its own last two, damped by
     this, instead of holding the last (0).
+    guidance: `computed`, every branch's noise is. Else the phase computes one, and the others are that one too
+    (`dropped`: no guidance, as in Hybridiff's window), or differ from it as they last did (`kept`; the difference is the
+    `direction` of the damping).
     """
 
     stat: str = "mean"
@@ -66,6 +70,7 @@ class Context:
     skipped: float = 0.0
     above: float | None = None
     below: float | None = None
+    guidance: str = "computed"
 
     def sees(self, place: int, other: int) -> float:
         """Portion of band `other` that attention of band `place` sees; both count the bands of a group from the top."""
@@ -345,8 +350,8 @@ def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
 
 def _job_to_json(job: Job) -> dict[str, Any]:
     """What came later is named only where it says something, so that the digests of older plans stand."""
-    document = asdict(job)
-    return document if job.embedded else {name: value for name, value in document.items() if name != "embedded"}
+    later = ("embedded", "more")
+    return {name: value for name, value in asdict(job).items() if value or name not in later}
 
 
 def _phase_to_json(phase: Phase) -> dict[str, Any]:
@@ -441,8 +446,11 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
 def _context_to_json(context: Context) -> dict[str, Any]:
     """Without what came later and is not used: the digests of older plans stay."""
     document = asdict(context)
-    if not context.damping.border:
-        del document["damping"]["border"]
+    for kind in ("border", "direction"):
+        if not document["damping"][kind]:
+            del document["damping"][kind]
+    if context.guidance == "computed":
+        del document["guidance"]
     return document
 
 

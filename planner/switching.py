@@ -32,8 +32,15 @@ class Switching:
             )
 
 
-# Paper, appendix G; 50 steps of DDIM and of flow matching.
+# Paper, appendix G: SDXL with DDIM and SD3 with flow matching, both of 50 steps.
 PUBLISHED = {"unet": Switching(12, 0.4e-3, 15, 5), "mmdit": Switching(15, 0.1e-3, 40, 5)}
+
+
+def published(family: str, steps: int) -> Switching:
+    """The paper's for this family of models (for others the U-Net's), at the same noise levels of an image of `steps`."""
+    how, scale = PUBLISHED.get(family, PUBLISHED["unet"]), steps / 50
+    window, cap, length = (max(1, round(n * scale)) for n in (how.window, how.cap, how.length))
+    return Switching(window, how.threshold / scale, cap, length)
 
 
 def discrepancy(observed: Iterable[Sequence[float]]) -> float:

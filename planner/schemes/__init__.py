@@ -8,6 +8,7 @@ from planner.plan import Plan
 from planner.schemes.asyncdiff import asyncdiff
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
+from planner.schemes.hybridiff import hybridiff
 from planner.schemes.pcpp import pcpp
 from planner.schemes.single import single
 from planner.schemes.stadi import stadi
@@ -23,4 +24,5 @@ SCHEMES: dict[str, Scheme] = {
     "pcpp": pcpp,
     "stadi": stadi,
     "asyncdiff": asyncdiff,
+    "hybridiff": hybridiff,
 }
