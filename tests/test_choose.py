@@ -92,7 +92,6 @@ rates = st.lists(st.sampled_from([2e5, 1e6, 5e6, 1e9]), min_size=1, max_size=3)
 @given(speeds, rates, st.sampled_from([1.0, 5.0]))
 @settings(max_examples=25, deadline=None)
 def test_nothing_is_better(speeds, rates, guidance):
-    """200 of these: benchmarks/choose_speed.py --brute 200."""
     cluster = cluster_of(speeds, rates)
     assert chosen(cluster, guidance).option.seconds <= 1.01 * least(cluster, guidance)
 
