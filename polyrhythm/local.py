@@ -139,8 +139,8 @@ class Machine:
         self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
         trace = self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
         self.progress("rehearsing")
-        runs = [(plan, self.run(plan, model)) for plan in plans(load_model(job.model), job, self.cluster)]
-        return replace(trace, runs=tuple(Rehearsal(p, self.cluster, r.timeline.latency_seconds) for p, r in runs))
+        runs = [(plan, self.run(plan, model, repeats=2)) for plan in plans(load_model(job.model), job, self.cluster)]
+        return replace(trace, runs=tuple(Rehearsal(p, self.cluster, r.seconds[-1]) for p, r in runs))
 
     def _measure(
         self,
