@@ -494,7 +494,7 @@ def fit(trace: Trace) -> Fitted:
 
 # catalog, doctor, demo.
 
-SECTIONS = ("devices", "links", "boxes", "models", "schemes")
+SECTIONS = ("devices", "links", "boxes", "models", "schemes", "traces")
 
 
 @dataclass(frozen=True)
@@ -524,7 +524,7 @@ def catalog(section: str | None = None, name: str | None = None) -> Catalog:
 
 
 def _entries(section: str) -> tuple[dict[str, Any], ...]:
-    from traces import catalogue, store
+    from traces import catalogue, recorded, store
     from traces.boxes import box_entries
 
     if section == "models":
@@ -533,6 +533,8 @@ def _entries(section: str) -> tuple[dict[str, Any], ...]:
         return tuple(_scheme_entry(name) for name in SCHEMES)
     if section == "boxes":
         return tuple({"name": name} | entry for name, entry in box_entries().items())
+    if section == "traces":
+        return tuple({"name": name} | entry for name, entry in recorded.entries().items())
     entries = catalogue.device_entries() if section == "devices" else catalogue.link_entries()
     return tuple({"name": name} | entry for name, entry in entries.items())
 

@@ -457,10 +457,10 @@ def demo(
 
 @command()
 def catalog(
-    section: Annotated[str | None, typer.Argument(help="devices, links, boxes, models or schemes.")] = None,
+    section: Annotated[str | None, typer.Argument(help="devices, links, boxes, models, schemes or traces.")] = None,
     name: Annotated[str | None, typer.Argument(help="One entry, with sources.")] = None,
 ) -> Any:
-    """What we know of devices, links, boxes, models and schemes."""
+    """What we know of devices, links, boxes, models and schemes, and the traces that we ship."""
     from polyrhythm import api
 
     return api.catalog(section, name)

@@ -291,6 +291,10 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any
             e.get("confidence", DASH),
         ),
     ),
+    "traces": (
+        ("name", "date", "devices", "processor", "runs", "note"),
+        lambda e: (e["name"], e.get("date", "")[:10], _value(e["devices"]), e["processor"], len(e["runs"]), e.get("note", "")),
+    ),
     "boxes": (
         ("name", "slots", "devices", "what"),
         lambda e: (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError
+from traces import recorded
 from traces.files import format_json, read_json, read_text, write
 
 if TYPE_CHECKING:
@@ -41,13 +42,15 @@ def save_trace(directory: Path | str, trace: Trace) -> None:
 
 
 def load_trace(directory: Path | str) -> Trace:
-    """The trace in a directory; InputError with file:line for a value that cannot be.
+    """The trace in a directory, or a recorded one by its name; InputError with file:line for a value that cannot be.
 
     meta["changed"] names the tables that are not as they were written.
     """
     from planner.trace import MessageSample, PartSample, Trace
 
     directory = Path(directory)
+    if str(directory) in recorded.names() and not directory.exists():
+        directory = recorded.directory(str(directory))
     if not (directory / META).is_file():
         raise InputError(f"{directory}: not a trace directory (no {META}); make one with `polyrhythm measure`")
     meta = read_json(directory / META)
