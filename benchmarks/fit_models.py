@@ -26,7 +26,7 @@ from planner.trace import Trace  # noqa: E402
 from polyrhythm.api import job as usual_job  # noqa: E402
 from polyrhythm.local import Machine, machine, model_directory  # noqa: E402
 from traces.clusters import cluster_from_flags  # noqa: E402
-from traces.fit import fit  # noqa: E402
+from traces.fit import fit, trimmed  # noqa: E402
 from traces.store import load_model, load_trace, save_trace  # noqa: E402
 
 COUNT = 14
@@ -44,7 +44,7 @@ def main() -> int:
     rows = []
     for name in PIXELS:
         trace = measured(name, out / name)
-        rows += [row for target, known in targets(trace).items() for row in compared(target, known, trace)]
+        rows += [row for target, known in targets(trace).items() for row in compared(name, target, known, trace)]
     text, missed = table(rows)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit-models.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
@@ -81,18 +81,20 @@ def targets(trace: Trace) -> dict[tuple[Any, ...], Seen]:
     for t in profile.parts:
         found[t.model, t.batch] = {rows: sums[-1] for rows, sums in zip(t.rows, t.sums)}
     for m in profile.messages:
-        found[m.name, m.verb] = medians(trace, m.verb)
+        found[m.name, m.verb] = means(trace, m.verb)
     return found
 
 
-def medians(trace: Trace, verb: str) -> Seen:
-    sizes = sorted({s.nbytes for s in trace.messages})
-    return {
-        n: float(np.median([s.total_seconds for s in trace.messages if (s.nbytes, s.verb) == (n, verb)])) for n in sizes
-    }
+def means(trace: Trace, verb: str) -> Seen:
+    """Trimmed, as they are fitted, before they are made monotone."""
+    seen: dict[int, list[float]] = {}
+    for sample in trace.messages:
+        if sample.verb == verb:
+            seen.setdefault(sample.nbytes, []).append(sample.total_seconds)
+    return {size: float(trimmed(np.array(times)[:, None])[0]) for size, times in sorted(seen.items())}
 
 
-def compared(target: tuple[Any, ...], known: Seen, trace: Trace) -> list[dict[str, Any]]:
+def compared(name: str, target: tuple[Any, ...], known: Seen, trace: Trace) -> list[dict[str, Any]]:
     """A row per method: mean absolute relative errors on held-out sizes inside, and up to twice the largest."""
     sizes = sorted(known)
     half = sizes[-1] // 2
@@ -107,15 +109,15 @@ def compared(target: tuple[Any, ...], known: Seen, trace: Trace) -> list[dict[st
     }
     return [
         {
-            "target": " ".join(map(str, target)),
-            "method": name,
+            "target": f"{name}: {'batch ' if target[0] == name else ''}{target[1]}",
+            "method": method,
             "sizes": len(seen),
             "inside": error(predict, known, inside),
             "inside_sizes": len(inside),
             "twice": error(predict, known, twice),
             "twice_sizes": len(twice),
         }
-        for name, predict in methods.items()
+        for method, predict in methods.items()
     ]
 
 

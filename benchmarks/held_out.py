@@ -34,6 +34,7 @@ from planner.model import Model  # noqa: E402
 from planner.plan import Plan  # noqa: E402
 from planner.profile import Profile  # noqa: E402
 from planner.schemes import SCHEMES  # noqa: E402
+from polyrhythm import planfile  # noqa: E402
 from polyrhythm.api import job as usual_job  # noqa: E402
 from polyrhythm.demo import PROMPT, devices  # noqa: E402
 from polyrhythm.interval import bounded  # noqa: E402
@@ -48,7 +49,6 @@ from traces.store import (  # noqa: E402
     load_profile,
     load_timeline,
     load_trace,
-    save_plan,
     save_profile,
     save_timeline,
     save_trace,
@@ -172,7 +172,7 @@ def perform(name: str, out: Path, end: float) -> bool:
                 "late": quiet.late_deadlines,
                 "repeats_seconds": list(quiet.seconds),
             }
-            save_plan(f"{stem}.plan.json", plan)
+            planfile.save(f"{stem}.plan.json", plan, here.cluster)
             save_timeline(f"{stem}.measured.json", quiet.timeline)
     return True
 

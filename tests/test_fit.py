@@ -10,7 +10,7 @@ from planner.cluster import Device
 from planner.errors import InputError
 from planner.profile import LEVELS
 from planner.trace import MessageSample, PartSample, Trace
-from traces.fit import fit, nondecreasing, report, trimmed
+from traces.fit import fit, nondecreasing, report, trimmed, usual
 from traces.store import load_model
 
 
@@ -25,7 +25,13 @@ def message(nbytes, total, repeat=0, ranks=2, post=1e-5, hidden=2e-5):
 def test_trimming_drops_whole_forwards():
     # totals 2, 4, 30, 6: the first and the third go, so do their parts
     forwards = np.array([[1.0, 1.0], [1.0, 3.0], [29.0, 1.0], [2.0, 4.0]])
-    assert trimmed(forwards).tolist() == [1.5, 3.5]
+    assert trimmed(forwards).tolist() == usual(forwards).tolist() == [1.5, 3.5]
+
+
+def test_a_quarter_that_is_disturbed_does_not_count():
+    # totals 1, 2, 3, 4, 5, 90, 90: the median is 4; the middle three, 3 + 4 + 5, share it a quarter to three
+    totals = (1.0, 2.0, 3.0, 4.0, 5.0, 90.0, 90.0)
+    assert usual(np.array([(t / 4, 3 * t / 4) for t in totals])).tolist() == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(("repeats", "kept"), [(1, 1), (2, 2), (3, 1), (4, 2), (10, 8), (20, 16)])

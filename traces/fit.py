@@ -17,7 +17,7 @@ from traces import catalogue
 from traces.held_out import HeldOut, Models, message_errors, size_errors, splits
 from traces.lint import lint
 
-TRIM = 0.1  # of the repeats at either end
+TRIM, MIDDLE = 0.1, 0.25  # of the repeats at either end, of messages and of forwards
 INSIDE = 0.8  # what the intervals are to cover
 BLOCKS = 4  # of the repeats of messages, to see how their mean varies
 
@@ -116,16 +116,23 @@ def _datasheets(trace: Trace, kinds: set[str]) -> tuple[Device, ...]:
     return tuple(replace(device, name=kind, occupancy=0.0) for kind, device in found.items() if device)
 
 
-def trimmed(forwards: np.ndarray) -> np.ndarray:
-    """Seconds per part: the mean over repeats without the fastest and slowest tenth of whole forwards.
+def usual(forwards: np.ndarray) -> np.ndarray:
+    """Seconds per part of the median forward, divided among the parts as in the middle half of them.
 
-    forwards: repeats x parts. From three repeats on at least one goes at either end: a preempted one must not count.
-    The rest is averaged, no median is taken, because the bursts of a steady competitor are the load.
+    forwards: repeats x parts. On shared machines a quarter of all forwards may take half as long again, with nobody to
+    be seen; the bursts of a steady competitor are shorter than a forward, and so in every one.
     """
-    repeats = len(forwards)
-    drop = max(1, round(TRIM * repeats)) if repeats >= 3 else 0
-    kept = np.argsort(forwards.sum(axis=1), kind="stable")[drop : repeats - drop]
-    return forwards[kept].mean(axis=0)
+    middle = trimmed(forwards, MIDDLE)
+    whole = middle.sum()
+    return middle * (np.median(forwards.sum(axis=1)) / whole) if whole > 0 else middle
+
+
+def trimmed(samples: np.ndarray, share: float = TRIM) -> np.ndarray:
+    """The mean of the rows (samples x columns) without the `share` of least and of largest sum, from three rows on."""
+    count = len(samples)
+    drop = max(1, round(share * count)) if count >= 3 else 0
+    kept = np.argsort(samples.sum(axis=1), kind="stable")[drop : count - drop]
+    return samples[kept].mean(axis=0)
 
 
 def nondecreasing(values: Sequence[float]) -> list[float]:
@@ -160,7 +167,7 @@ def _part_table(key: tuple[Any, ...], samples: list[PartSample]) -> tuple[PartTa
     if len({len(sample.seconds) for sample in samples}) != 1:
         what = f"{device} {model} {height}x{width} {dtype} batch {batch}"
         raise InputError(f"trace: {what}: samples with different numbers of parts")
-    lines = [trimmed(np.array([sample.seconds for sample in group])) for _, group in sizes]
+    lines = [usual(np.array([sample.seconds for sample in group])) for _, group in sizes]
     seconds = tuple(tuple(map(float, line)) for line in lines)
     table = PartTable(device, model, height, width, dtype, batch, tuple(rows for rows, _ in sizes), seconds)
     whole = {rows: sums[-1] for rows, sums in zip(table.rows, table.sums)}
