@@ -157,14 +157,23 @@ class Choice:
     # The second sieve.
 
     def near(self, options: Sequence[Option], refine: bool = True) -> list[Option]:
-        """The best by estimate, those first whose time is not another one's too, with better rows where there are any."""
+        """The best by estimate, those first that differ in more than what they send, with better rows where there are any.
+
+        What they send often costs nothing, and then one cut would fill all places with its variants.
+        """
         work = len(self.cost.cluster.devices) * len(self.model.stops) / (8 * 158)
         count = int(np.clip(SIMULATED / work, 4, 4 * SIMULATED))
-        found: list[Option] = []
-        for option in options[:count]:
-            if refine and len(found) < REFINED and option.shape:
-                option = self.option(self.search.refined(option.shape, option.steps, option.warmup), option)
-            found.append(option)
+        first: dict[Any, Option] = {}
+        for option in options:
+            led = first.setdefault(_cut(option), option)
+            if _db(option) > _db(led) and self.value(option) <= self.value(led) * (1 + TIE):
+                first[_cut(option)] = option
+        leading = list(first.values())
+        variants = [option for option in options if first[_cut(option)] is not option]
+        found = [*leading, *variants][:count]
+        for i, option in enumerate(found[: count * REFINED // SIMULATED] if refine else ()):
+            if option.shape:
+                found[i] = self.option(self.search.refined(option.shape, option.steps, option.warmup), option)
         # One of every scheme, so that the runners-up say something.
         for scheme in dict.fromkeys(option.scheme for option in options):
             if all(option.scheme != scheme for option in found):
@@ -421,6 +430,12 @@ class Pool:
             if key not in found or _db(option) > _db(found[key]):
                 found[key] = option
         return list(found.values())
+
+
+def _cut(option: Option) -> Any:
+    """Equal for candidates that compute the same on the same devices and differ in what they exchange at most."""
+    shape = option.shape
+    return (shape.family, shape.rows, shape.strides, option.exact, option.steps) if shape else option.scheme
 
 
 def _db(option: Option) -> float:

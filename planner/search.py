@@ -138,7 +138,7 @@ class Search:
         strided: bool,
     ) -> Iterator[Shape]:
         team = self.team(family, cuts)
-        warm_rows, warm = self.warm(family) if strided else (None, None)
+        warm_rows, warm = self.warm(family, [rows for rows, _ in cuts]) if strided else (None, None)
         done: dict[Pattern, list[Seconds]] = {}
         for name, entry in entries.items():
             seen: set[tuple[Pattern, str]] = set()
@@ -158,11 +158,18 @@ class Search:
                     if self.room(family, rows, copies):
                         yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace, warm_rows)
 
-    def warm(self, family: Family) -> tuple[tuple[int, ...] | None, float | None]:
-        """The bands that are best for synchronous steps, and seconds of one; none where rows are given."""
+    def warm(self, family: Family, others: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...] | None, float | None]:
+        """The bands that are best for synchronous steps, the elastic, the even or others; and seconds of a step.
+
+        Where all wait for what all send, even bands may do better than elastic ones. None where rows are given.
+        """
         ones = (1,) * family.ranks
-        rows = [] if "rows" in self.given else self._rows(family, ones)
-        return (rows[0], float(self.team(family, [(rows[0], ones)]).step[0])) if rows else (None, None)
+        cuts = [] if "rows" in self.given else list(dict.fromkeys((*self._rows(family, ones), *others)))
+        if not cuts:
+            return None, None
+        seconds = self.team(family, [(rows, ones) for rows in cuts]).step
+        best = int(seconds.argmin())
+        return cuts[best], float(seconds[best])
 
     def team(self, family: Family, cuts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Team:
         return self.screen.team(family, np.array([rows for rows, _ in cuts]), np.array([s for _, s in cuts]))
@@ -298,9 +305,9 @@ class Search:
             moves = list(self._moves(best))
             if not moves:
                 return best
-            warm = self.warm(best.family)[1] if max(best.strides) > 1 else None
+            warm_rows, warm = self.warm(best.family, moves) if max(best.strides) > 1 else (None, None)
             found = paces(self.team(best.family, [(rows, best.strides) for rows in moves]), best.pattern, warm)
-            tried = [replace(best, rows=rows, pace=pace) for rows, pace in zip(moves, found, strict=True)]
+            tried = [replace(best, rows=rows, pace=pace, warm=warm_rows) for rows, pace in zip(moves, found, strict=True)]
             fastest = min(tried, key=lambda shape: self.seconds(shape, steps, warmup))
             if self.seconds(fastest, steps, warmup) >= seconds * (1 - 1e-9):
                 return best
