@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 
 from exec.models import embeds_from_words
-from planner.cost import Cost
 from planner.job import Job
 from planner.plan import Plan
+from planner.recipe import Recipe
 from planner.schemes import SCHEMES
+from planner.timeline import Timeline
 from planner.volume import volume
 from polyrhythm import api
 from polyrhythm.local import Machine, machine, model_directory
@@ -92,8 +93,10 @@ SETTINGS = (
     Setting("asyncdiff", "asyncdiff", {"stages": 2}, ranks=(2,)),
     Setting("asyncdiff, predicted", "asyncdiff", {"stages": 2, "context": "predict"}, OURS, ranks=(2,)),
     Setting("asyncdiff, stride 2", "asyncdiff", {"stages": 2, "stride": 2}, ranks=(3,)),
-    Setting("hybridiff", "hybridiff", {"setting": "faithful"}, ranks=(2,)),
-    Setting("hybridiff, direction kept", "hybridiff", {}, OURS, ranks=(2,)),
+    Setting("hybridiff", "hybridiff", {"direction": "dropped"}, ranks=(2,)),
+    Setting("hybridiff, direction kept", "hybridiff", {"direction": "kept", "detect": False}, OURS, ranks=(2,)),
+    Setting("hybridiff, direction predicted", "hybridiff", {"detect": False}, OURS, ranks=(2,)),
+    Setting("hybridiff, predicted and detected", "hybridiff", {}, OURS),
 )
 
 
@@ -118,14 +121,19 @@ class Bench:
         # Nothing is predicted here, but a plan needs speeds.
         devices = tuple(replace(d, flops_per_second=1e9 * v) for d, v in zip(cluster.devices, speeds, strict=True))
         cluster = replace(cluster, devices=devices)
-        return next(SCHEMES[setting.scheme](job, self.model, cluster, Cost(self.model, job, cluster), **setting.knobs))
+        return Recipe(setting.scheme, job, self.model, cluster, None, setting.knobs).plan()
 
     def pictures(self, setting: Setting, steps: int, ranks: int) -> tuple[np.ndarray, Plan]:
-        """(images, 3, 128, 128) in 0..1, and the plan that made them."""
+        """(images, 3, 128, 128) in 0..1, and the plan that made them, as it was performed."""
+        made, plan, _ = self.made(setting, steps, ranks)
+        return made, plan
+
+    def made(self, setting: Setting, steps: int, ranks: int) -> tuple[np.ndarray, Plan, Timeline]:
+        """`pictures`, and what happened."""
         output = str(self.work / "out.safetensors")
         plan = self.plan(setting, steps, ranks, self.images)
-        self.here.run(plan, self.directory, embeds=self.embeds, output=output)
-        return load_file(output)["images"], plan
+        done = self.here.run(plan, self.directory, embeds=self.embeds, output=output)
+        return load_file(output)["images"], done.performed or plan, done.timeline
 
     def single(self, steps: int) -> np.ndarray:
         if steps not in self.singles:

@@ -20,7 +20,7 @@ from exec.attention import Asked, Pieces
 from planner.errors import PlanError
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Parcel, Rows
+from planner.ops import Broadcast, Gather, Parcel, Rows
 from planner.plan import Phase, batch, parcel_bytes
 
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -63,6 +63,7 @@ class Context:
         self.own: dict[int, Tensor] = {}
         self.theirs: dict[int, dict[int, Tensor]] = {}
         self.dated: dict[tuple[int, int], Dated] = {}
+        self.complete: list[tuple[int, Tensor]] = []  # (grid step, noise of all branches) of the last two
         self.step = 0
         self.phase: Phase | None = None
         self.group: tuple[int, ...] = ()
@@ -74,7 +75,7 @@ class Context:
         self.step = step
         if phase is not self.phase:
             self.phase, self.group = phase, phase.band_group(self.rank)
-            self.weights = self._weights(phase)
+            self.weights, self.makes_noise = self._weights(phase), self._makes_noise(phase)
 
     @property
     def rows(self) -> Rows:
@@ -229,20 +230,24 @@ class Context:
         return mean, variance * (count / (count - 1)) if bessel else variance
 
     def noise(self) -> Tensor:
-        """(images x branches, C, H, W): all that is known of this evaluation's noise, zero elsewhere."""
+        """(images x branches, C, H, W): what is known of this evaluation's noise, zero elsewhere; by the phase's guidance."""
         full = self._known_noise()
         self.theirs.pop(self.model.noise, None)
+        if self.phase.context.guidance == "computed":
+            self.complete = [*self.complete[-1:], (self.step, full)]
         return full
 
     def discrepancy(self) -> Tensor:
         """(branches,) float64 on the own rows: sums of |noise of the first branch|, and of |every other's minus it|."""
         images = self._known_noise()[:, :, self.rows.start : self.rows.stop].double()
-        first, *others = images.unflatten(0, (len(self.job.branches), -1))
+        first, *others = self._by_branch(images)
         return torch.stack([first.abs().sum(), *((other - first).abs().sum() for other in others)])
 
     def _known_noise(self) -> Tensor:
         noise, n = self.model.noise, self.job.batch
-        known = {r: self.own[noise] for r in (self.rank,) if noise in self.own} | self.theirs.get(noise, {})
+        known = dict(self.theirs.get(noise, {}))
+        if self.makes_noise:
+            known = {self.rank: self.own[noise]} | known
         size = (n * len(self.job.branches), self.model.stops[noise].channels, self.height, self.width)
         full = self.like.new_zeros(size)
         for rank, tensor in known.items():
@@ -250,7 +255,30 @@ class Context:
             for i, branch in enumerate(self.phase.branches[rank]):
                 k = self.job.branches.index(branch)
                 full[k * n : (k + 1) * n, :, rows.start : rows.stop] = tensor[i * n : (i + 1) * n]
+        if self.phase.context.guidance != "computed" and known:
+            self._fill(full, self.job.branches.index(self.phase.branches[next(iter(known))][0]))
         return full
+
+    def _fill(self, full: Tensor, known: int) -> None:
+        """The noise of the branches that nobody computes, from that of branch number `known`, in place."""
+        branches = self._by_branch(full)
+        one, keep = branches[known].clone(), self.phase.context.guidance == "kept"
+        branches[:] = one
+        if keep:
+            branches += self._directions(known)
+
+    def _directions(self, known: int) -> Tensor:
+        """(branches, images, C, H, W): how the branches differ from one of them, as last seen or predicted by the last two."""
+        (before_step, before), (step, last) = self.complete[0], self.complete[-1]
+        differences = [branches - branches[known] for branches in map(self._by_branch, (before, last))]
+        damping = self.phase.context.damping.direction
+        if not damping or before_step == step:
+            return differences[1]
+        return torch.lerp(*differences, 1 + damping * ahead(self.levels, self.step, step, before_step))
+
+    def _by_branch(self, noise: Tensor) -> Tensor:
+        """(images x branches, ...) as (branches, images, ...)."""
+        return noise.unflatten(0, (len(self.job.branches), -1))
 
     def place_latents(self, latents: Tensor) -> None:
         """Write the others' latents that came into `latents`, in place."""
@@ -282,6 +310,11 @@ class Context:
         zeros = torch.zeros(self.shape(self.phase, stop, rank))
         self.theirs.setdefault(stop, {})[rank] = zeros.to(self.own.get(stop, self.like))
         return self.theirs[stop][rank]
+
+    def _makes_noise(self, phase: Phase) -> bool:
+        """Whether this rank's own noise is used: not where it is only given others'."""
+        shared = [op for op in phase.ops[self.rank] if isinstance(op, Gather | Broadcast) and self.model.noise in op.what.stops]
+        return not shared or any(isinstance(op, Gather) or op.root == self.rank for op in shared)
 
     def _weights(self, phase: Phase) -> dict[int, float]:
         if phase.context.equal_weights:

@@ -9,16 +9,17 @@ one phase passes into the next.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 from planner import pieces
+from planner.beats import Runs
 from planner.errors import PlanError
 from planner.model import Model
 from planner.ops import Compute, Observe, Rows, Transfer, Wait, label, meetings, name_of, peers
-from planner.plan import Phase, Plan
+from planner.plan import GUIDANCE, Phase, Plan
 
 SHOWN = 5
 
@@ -121,7 +122,7 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
         held = Counter(branch for group in groups for branch in group)
         for branch in sorted({*plan.job.branches, *held}):
             wanted = int(branch in plan.job.branches)
-            if held[branch] != wanted:
+            if held[branch] != wanted and (phase.context.guidance == "computed" or held[branch] > wanted):
                 yield f"phase {phase.name}: branch {branch} is computed by {held[branch]} groups of ranks, not {wanted}"
         for group in groups:
             ranks = [rank for rank, branches in enumerate(phase.branches) if branches == group]
@@ -129,16 +130,30 @@ def _coverage(plan: Plan, model: Model) -> Iterator[str]:
             for bands in sorted({phase.band_group(rank) for rank in ranks}):
                 for fault in _tiling([phase.rows[rank] for rank in bands], height):
                     yield f"{where}: {fault}"
-            for first, last in _idle(model, [run for rank in ranks for run in phase.runs[rank]]):
-                yield f"{where}: stops {first} to {last} are computed by nobody"
+            if phase.context.guidance == "computed":
+                yield from (f"{where}: {fault}" for fault in _idle(model, [phase.runs[rank] for rank in ranks]))
+    yield from _guidance(plan, model)
 
 
-def _idle(model: Model, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _guidance(plan: Plan, model: Model) -> Iterator[str]:
+    """Phases that compute one branch for all, which may be in stages of several: all of it, and something to differ by."""
+    for p, phase in enumerate(plan.phases):
+        how, groups, where = phase.context.guidance, set(phase.branches), f"phase {phase.name}"
+        yield from (f"{where}: {fault}" for fault in _idle(model, phase.runs) if how != "computed")
+        if how not in GUIDANCE:
+            yield f"{where}: guidance {how!r} is not one of {', '.join(GUIDANCE)}"
+        if how != "computed" and (max(map(len, groups)) > 1 or (how == "kept" and len(groups) > 1)):
+            yield f"{where}: guidance is {how}, so each rank, and all noise, must be of one branch"
+        if how == "kept" and all(before.context.guidance != "computed" for before in plan.phases[:p]):
+            yield f"{where}: keeps the difference of the branches, which no step before it has computed"
+
+
+def _idle(model: Model, work: Iterable[Runs]) -> Iterator[str]:
     """Stretches of the model up to the noise that are in none of these runs."""
     reach = 0
-    for first, last in [*sorted(runs), (model.noise, model.noise)]:
+    for first, last in [*sorted(run for runs in work for run in runs), (model.noise, model.noise)]:
         if first > reach:
-            yield reach, first
+            yield f"stops {reach} to {first} are computed by nobody"
         reach = max(reach, last)
 
 

@@ -160,7 +160,7 @@ def kind_of(scheme: str, knobs: dict[str, Any], bands: int) -> str:
     stages = knobs.get("stages")
     count = max(stages) if isinstance(stages, tuple | list) else stages
     predicted = "predicted" if knobs.get("context") == "predict" else None
-    rest = [str(v) for v in (count, knobs.get("stride"), knobs.get("setting"), predicted) if v is not None]
+    rest = [str(v) for v in (count, knobs.get("stride"), knobs.get("direction"), predicted) if v is not None]
     return " ".join([scheme, *rest])
 
 

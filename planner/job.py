@@ -16,7 +16,8 @@ class Job:
 
     model: name of a model description or a directory; height, width: pixels; steps: length of the global sigma grid;
     guidance: classifier-free guidance scale, 1 is no guidance (one branch); embedded: the model takes the scale as an
-    input, so that there is one branch at any scale (FLUX); batch: images made at once.
+    input, so that there is one branch at any scale (FLUX); batch: images made at once; more: names of further branches
+    beside the unconditional and the conditional one, as three-way guidance has them.
     Raises InputError for a value that no run could have.
     """
 
@@ -30,8 +31,12 @@ class Job:
     batch: int = 1
     seed: int = 0
     embedded: bool = False
+    more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "more", tuple(self.more))  # a list where it comes from a file
+        if len({"uncond", "cond", *self.more}) < 2 + len(self.more):
+            raise InputError(f"job: branches must differ, not uncond, cond, {', '.join(self.more)}")
         for name in ("height", "width", "steps", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -46,7 +51,7 @@ class Job:
     @property
     def branches(self) -> tuple[str, ...]:
         """Branches of the denoiser, in the order in which diffusers stacks them on the batch."""
-        return ("cond",) if self.guidance == 1 or self.embedded else ("uncond", "cond")
+        return ("cond",) if self.guidance == 1 or self.embedded else ("uncond", "cond", *self.more)
 
     @property
     def element_bytes(self) -> int:

@@ -22,6 +22,7 @@ from planner.ops import Broadcast, Compute, Exchange, Gather, Observe, Op, Parce
 from planner.recipe import Recipe
 
 SCHEMA_VERSION = 1
+GUIDANCE = ("computed", "kept", "dropped")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Damping:
     halo: float = 0.0
     stat: float = 0.0
     border: float = 0.0
+    direction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Context:
     this, instead of holding the last (0).
     heads: per rank, of how many heads it does the attention, for all rows of its band group (Ulysses, Jacobs et al.,
     2023); heads go to the group's ranks in image order; () where attention is not divided so.
+    guidance: `computed`, every branch's noise is. Else the phase computes that of one branch, and the others' are that
+    one too (`dropped`: no guidance, as in Hybridiff's window), or differ from it as they last did (`kept`; `direction` is
+    the damping of that difference).
     """
 
     stat: str = "mean"
@@ -69,6 +74,7 @@ class Context:
     above: float | None = None
     below: float | None = None
     heads: tuple[int, ...] = ()
+    guidance: str = "computed"
 
     def sees(self, place: int, other: int) -> float:
         """Portion of band `other` that attention of band `place` sees; both count the bands of a group from the top."""
@@ -397,8 +403,8 @@ def with_devices(plan: Plan, devices: tuple[str, ...]) -> Plan:
 
 def _job_to_json(job: Job) -> dict[str, Any]:
     """What came later is named only where it says something, so that the digests of older plans stand."""
-    document = asdict(job)
-    return document if job.embedded else {name: value for name, value in document.items() if name != "embedded"}
+    later = ("embedded", "more")
+    return {name: value for name, value in asdict(job).items() if value or name not in later}
 
 
 def _phase_to_json(phase: Phase) -> dict[str, Any]:
@@ -497,8 +503,11 @@ def _phase_from_json(p: dict[str, Any]) -> Phase:
 def _context_to_json(context: Context) -> dict[str, Any]:
     """Without what came later and is not used: the digests of older plans stay."""
     document = asdict(context)
-    if not context.damping.border:
-        del document["damping"]["border"]
+    for kind in ("border", "direction"):
+        if not document["damping"][kind]:
+            del document["damping"][kind]
+    if context.guidance == "computed":
+        del document["guidance"]
     if not context.heads:
         del document["heads"]
     return document

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 from planner.errors import InputError
+from planner.ops import DISCREPANCY
+from planner.timeline import Seen
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,31 @@ class Switching:
             )
 
 
-# Paper, appendix G; 50 steps of DDIM and of flow matching.
+# Paper, appendix G: SDXL with DDIM and SD3 with flow matching, both of 50 steps.
 PUBLISHED = {"unet": Switching(12, 0.4e-3, 15, 5), "mmdit": Switching(15, 0.1e-3, 40, 5)}
+
+
+def published(family: str, steps: int) -> Switching:
+    """The paper's for this family of models (for others the U-Net's), at the same noise levels of an image of `steps`."""
+    how, scale = PUBLISHED.get(family, PUBLISHED["unet"]), steps / 50
+    window, cap, length = (max(1, round(n * scale)) for n in (how.window, how.cap, how.length))
+    return Switching(window, how.threshold / scale, cap, length)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A recorded curve: `discrepancy[i]` of step i."""
+
+    discrepancy: tuple[float, ...]
+
+    def seen(self) -> list[Seen]:
+        """What a scheme is told that would have observed it, however many ranks there are."""
+        return [Seen(step + 1, {DISCREPANCY: ((1.0, m),)}) for step, m in enumerate(self.discrepancy)]
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Curve:
+        """From {"discrepancy": [...]}; raises what such conversions raise."""
+        return Curve(tuple(map(float, document["discrepancy"])))
 
 
 def discrepancy(observed: Iterable[Sequence[float]]) -> float:

@@ -193,7 +193,7 @@ def scheme(
     ] = None,
     send: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (asyncdiff)."),
+        typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (stages)."),
     ] = None,
     context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
     damping: Annotated[
@@ -213,6 +213,23 @@ def scheme(
     outer: Annotated[bool | None, typer.Option(help="First and last blocks on one device.")] = None,
     warm: Annotated[str | None, typer.Option(metavar="NAME", help="Stages in the warm-up: alike or chain.")] = None,
     time_shift: Annotated[bool | None, typer.Option(help="Stages are told the noise level of the step before.")] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps over which the slope of the branches' discrepancy is taken.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(metavar="0.0004", help="Slope per step below which the branches are taken for one.")
+    ] = None,
+    cap: Annotated[
+        int | None, typer.Option(metavar="STEP", help="Step after which they are at the latest; beyond the last: never.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(metavar="N", help="Steps for which the branches are taken for one.")] = None,
+    detect: Annotated[bool | None, typer.Option(help="Then look, and go on until they have parted.")] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the guidance meanwhile: dropped, kept or predicted.")
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How devices share a branch: by rows or by stages.")
+    ] = None,
     replan: Annotated[
         bool | None, typer.Option(help="Time every beat; rows and strides follow devices that slow or recover.")
     ] = None,
@@ -251,7 +268,7 @@ ArrivesWords = Annotated[
     typer.Option(metavar="DEVICE=SHARE@STEP", help="Another's job takes 0.6 of it from step 15 on. Repeatable."),
 ]
 SeenFile = Annotated[
-    Path | None, typer.Option(metavar="TIMELINE", help="A scheme that adapts is told what this timeline saw.")
+    Path | None, typer.Option(metavar="FILE", help="A scheme that adapts is told what this timeline, or curve, says.")
 ]
 PerformedFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the plan as it was performed, for a scheme that adapts.")
@@ -399,9 +416,9 @@ def _write(timeline: "Timeline", plain: Path | None, chrome: Path | None) -> Non
 
 
 def _told(file: Path | None) -> "list[Seen]":
-    from traces.store import load_timeline
+    from traces.store import load_seen
 
-    return load_timeline(file).seen if file else []
+    return load_seen(file) if file else []
 
 
 def _write_performed(file: Path | None, done: "Performance", cluster: "Cluster") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import astuple
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:  # importing the vocabulary takes longer than `--help` may
     from planner.model import Model
     from planner.plan import Plan
     from planner.profile import Profile
-    from planner.timeline import Timeline
+    from planner.switching import Curve
+    from planner.timeline import Seen, Timeline
 
 __all__ = [
     "cluster_from_flags",
@@ -34,6 +36,7 @@ __all__ = [
     "load_model",
     "load_plan",
     "load_profile",
+    "load_seen",
     "load_timeline",
     "load_trace",
     "model_names",
@@ -69,6 +72,15 @@ def load_timeline(path: Path | str) -> Timeline:
     from planner.timeline import Timeline
 
     return _load(path, "timeline", Timeline.from_json, _timeline_sense)
+
+
+def load_seen(path: Path | str) -> list[Seen]:
+    """What schemes that adapt are told: what a timeline saw, or a curve, {"discrepancy": [of each step]}."""
+    from planner.switching import Curve
+
+    if "discrepancy" in read_json(path):
+        return _load(path, "curve", Curve.from_json, _curve_sense).seen()
+    return load_timeline(path).seen
 
 
 def save_timeline(path: Path | str, timeline: Timeline) -> None:
@@ -201,6 +213,11 @@ def _timeline_sense(timeline: Timeline) -> str:
         if not 0 <= event.start_ns <= event.end_ns:
             return f"events[{i}]: must start at 0 or later and not end before it starts"
     return ""
+
+
+def _curve_sense(curve: Curve) -> str:
+    wrong = [step for step, value in enumerate(curve.discrepancy) if not 0 <= value < inf]
+    return f"discrepancy[{wrong[0]}]: must be a number of at least 0" if wrong else ""
 
 
 def _profile_sense(profile: Profile) -> str:

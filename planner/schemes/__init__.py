@@ -8,6 +8,7 @@ from planner.plan import Plan
 from planner.schemes.asyncdiff import asyncdiff
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
+from planner.schemes.hybridiff import hybridiff
 from planner.schemes.pcpp import pcpp
 from planner.schemes.ring import ring
 from planner.schemes.single import single
@@ -27,4 +28,5 @@ SCHEMES: dict[str, Scheme] = {
     "asyncdiff": asyncdiff,
     "ring": ring,
     "ulysses": ulysses,
+    "hybridiff": hybridiff,
 }

@@ -178,7 +178,7 @@ def _fewest(task: Task, branches: tuple[str, ...], names: tuple[str, ...]) -> Te
             f"{len(names)} are there"
         )
     if task.cuts is not None and wanted and wanted + extra == len(names):
-        return _team(task, branches, names)  # nothing need be known of them
+        return team_of(task, branches, names)  # nothing need be known of them
     items = task.job.batch * len(branches)
     ranked = sorted(names, key=lambda name: task.cost.forward(name, task.cost.height, items))
     if wanted:
@@ -196,15 +196,15 @@ def _ordered(task: Task, branches: tuple[str, ...], names: tuple[str, ...], rank
     """These devices in the cluster's order, or the faster or the slower first: which leaves the slowest stage least."""
     plain = tuple(name for name in names if name in ranked)
     if task.cuts is not None:
-        return _team(task, branches, plain)
+        return team_of(task, branches, plain)
     items = task.job.batch * len(branches)
     orders = (plain, tuple(ranked), tuple(reversed(ranked)))
     paces = [[rounded(task.cost.forward(name, task.cost.height, items)) for name in order] for order in orders]
     unlike = [order for i, order in enumerate(orders) if paces[i] not in paces[:i]]
-    return min((_team(task, branches, order) for order in unlike), key=lambda team: rounded(team.seconds))
+    return min((team_of(task, branches, order) for order in unlike), key=lambda team: rounded(team.seconds))
 
 
-def _team(task: Task, branches: tuple[str, ...], devices: tuple[str, ...]) -> Team:
+def team_of(task: Task, branches: tuple[str, ...], devices: tuple[str, ...]) -> Team:
     """The stages of these devices, in this order; the last is the one that stride 2 adds."""
     model, count, cuts, seconds = task.model, len(devices) - (task.stride - 1), task.cuts, 0.0
     if cuts is None:
@@ -218,13 +218,15 @@ def _team(task: Task, branches: tuple[str, ...], devices: tuple[str, ...]) -> Te
 
 
 class Crew:
-    """All ranks of a plan: who computes what, and the phases."""
+    """All ranks of a plan: who computes what, and the phases. branches: of each rank, if not those of its team."""
 
-    def __init__(self, task: Task, teams: tuple[Team, ...]) -> None:
+    def __init__(
+        self, task: Task, teams: tuple[Team, ...], branches: tuple[tuple[str, ...], ...] | None = None
+    ) -> None:
         self.task, self.teams, self.model = task, teams, task.model
         self.devices = tuple(chain.from_iterable(team.devices for team in teams))
         everything = (Rows(0, task.cost.height),) * len(self.devices)
-        branches = tuple(team.branches for team in teams for _ in team.devices)
+        branches = branches or tuple(team.branches for team in teams for _ in team.devices)
         self.alike = Layout(everything, branches)
         self.where = replace(self.alike, runs=tuple(chain.from_iterable(team.runs for team in teams)))
         self.crossing = crossings(self.model, self.where)
