@@ -12,21 +12,19 @@ The table goes to DIR/held-out.md and .json; exit code 1 if something promised i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.held_out_table import CHOSEN, schedule, spelled, write  # noqa: E402
 from planner.cluster import Cluster  # noqa: E402
 from planner.cost import Cost  # noqa: E402
 from planner.job import Job  # noqa: E402
@@ -36,18 +34,16 @@ from planner.profile import Profile  # noqa: E402
 from planner.schemes import SCHEMES  # noqa: E402
 from polyrhythm import planfile  # noqa: E402
 from polyrhythm.api import job as usual_job  # noqa: E402
+from polyrhythm.api import plan as best_plan  # noqa: E402
 from polyrhythm.demo import PROMPT, devices  # noqa: E402
-from polyrhythm.interval import bounded  # noqa: E402
-from polyrhythm.local import FOREIGN_CORES, Machine, band_sizes, model_directory  # noqa: E402
+from polyrhythm.local import FOREIGN_CORES, Machine, RunResult, band_sizes, model_directory  # noqa: E402
 from polyrhythm.rehearsal import fitted  # noqa: E402
 from sim.run import run as simulate  # noqa: E402
 from traces.clusters import cluster_from_flags  # noqa: E402
-from traces.ranking import Rankings, Tried, ranked  # noqa: E402
 from traces.store import (  # noqa: E402
     load_model,
     load_plan,
     load_profile,
-    load_timeline,
     load_trace,
     save_profile,
     save_timeline,
@@ -55,8 +51,8 @@ from traces.store import (  # noqa: E402
 )
 
 UNFINISHED = 75
-MEDIAN, P90, REGRET, TAU, COVERAGE, CONFIGURATIONS = 0.04, 0.10, 0.03, 0.9, (0.75, 0.90), 40
 STEPS, WARMUP, SWEEPS = 12, 2, 3
+MEASURING = 100  # seconds; it cannot be gone on with
 REPEATS = 3  # of a run, whose median counts; all of them again, twice at most, if others were busy meanwhile
 
 WHOLE = {"exclude": False, "warmup": WARMUP}
@@ -70,8 +66,9 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "fresh": ("distrifusion", {"mode": "full_sync"}),
     "halves": ("distrifusion", {"split": (2, 2), "warmup": WARMUP}),
     "neighbours": ("pcpp", {"warmup": WARMUP}),
+    "thresholds": ("stadi", {"thresholds": (0.75, 0.25), "warmup": WARMUP}),  # as published, as far as we can tell
 }
-PAIR = ("single", "cfg", "equal", "elastic", "temporal", "both")
+PAIR = ("single", "cfg", "equal", "elastic", "temporal", "both", "neighbours", "thresholds")
 UNET, MMDIT = "shapes-unet", "shapes-mmdit"
 
 
@@ -80,6 +77,7 @@ class Setting:
     """What is measured once: a model at a size on devices. cases: occupancies of paced devices; plans: names in PLANS.
 
     devices: words of --devices, or speeds of cores that have busy processes beside them. megabits: rate of a shaped link.
+    CHOSEN, what `polyrhythm plan` picks, comes last, so that it is not run again where it is one of the others.
     """
 
     model: str
@@ -88,6 +86,28 @@ class Setting:
     cases: tuple[tuple[float, ...], ...] = ()
     plans: tuple[str, ...] = PAIR
     megabits: int = 0
+
+    @property
+    def all_cases(self) -> tuple[tuple[float, ...], ...]:
+        """As they are, if no occupancies are given."""
+        return self.cases or ((),)
+
+    def made(self) -> tuple[Model, Job, Cluster, tuple[int, ...]]:
+        """The last are the busy processes beside each device."""
+        size = {"height": self.pixels, "width": self.pixels}
+        job = usual_job(self.model, **size, steps=STEPS, guidance=4.0, dtype="float32")
+        if isinstance(self.devices, str):
+            return load_model(self.model), job, cluster_from_flags(self.devices), ()
+        return load_model(self.model), job, *devices(self.devices, competitor=True)
+
+    def occupied(self, cluster: Cluster, case: tuple[float, ...]) -> Cluster:
+        shares = case or (0.0,) * len(cluster.devices)
+        loaded = tuple(replace(d, occupancy=share) for d, share in zip(cluster.devices, shares, strict=True))
+        return replace(cluster, devices=loaded)
+
+    def unequal(self, case: tuple[float, ...]) -> bool:
+        """Whether some device is slower than another."""
+        return len(set(case)) > 1 or not isinstance(self.devices, str)
 
 
 PACED = "cpu:1,cpu:1"
@@ -98,12 +118,12 @@ SETTINGS = {
     "mmdit-paced-96": Setting(MMDIT, 96, PACED, ((0, 0.6),)),
     "unet-competitor": Setting(UNET, 128, (1, 0.5)),
     "mmdit-competitor": Setting(MMDIT, 128, (1, 0.5)),
-    "unet-3-competitors": Setting(UNET, 128, (1, 0.25), plans=("single", "equal", "elastic", "temporal")),
+    "unet-3-competitors": Setting(UNET, 128, (1, 0.25), plans=("single", "cfg", "equal", "elastic", "temporal", "thresholds")),
     "unet-3-ranks": Setting(
-        UNET, 128, "cpu:1*3", ((0, 0.3, 0.6),), ("single", "equal", "elastic", "both", "neighbours")
+        UNET, 128, "cpu:1*3", ((0, 0.3, 0.6),), ("single", "equal", "elastic", "both", "neighbours", "thresholds")
     ),
     "mmdit-4-ranks": Setting(
-        MMDIT, 128, "cpu:1*4", ((0, 0, 0.5, 0.5),), ("single", "equal", "elastic", "both", "halves", "fresh")
+        MMDIT, 128, "cpu:1*4", ((0, 0, 0.5, 0.5),), ("single", "equal", "elastic", "both", "halves", "fresh", "thresholds")
     ),
     "unet-slow-link": Setting(UNET, 128, PACED, ((0, 0.5),), (*PAIR, "fresh"), megabits=800),
     "mmdit-slow-link": Setting(MMDIT, 128, PACED, ((0, 0.5),), (*PAIR, "fresh"), megabits=800),
@@ -129,7 +149,7 @@ def main() -> int:
                     return UNFINISHED
             except OutOfTime:
                 return UNFINISHED
-    return int(write(options.out, options.only))
+    return int(write(options.out, {name: SETTINGS[name] for name in options.only}))
 
 
 def perform(name: str, out: Path, end: float) -> bool:
@@ -139,13 +159,15 @@ def perform(name: str, out: Path, end: float) -> bool:
         return True
     if setting.megabits and "POLYRHYTHM_SHAPED" not in os.environ:
         return shaped(name, setting, out, end)
-    model, job, cluster, busy = made(setting)
+    model, job, cluster, busy = setting.made()
     directory = model_directory(setting.model)
     nominal = home / "trace" / "nominal.json"
     with Machine(cluster, competitors=busy, progress=say) as here:
         if nominal.is_file():
             here.nominal = load_profile(nominal)
         if not (home / "trace" / "meta.json").is_file():
+            if time.monotonic() > end - MEASURING:
+                raise OutOfTime
             sizes = band_sizes(model, model.latent_size(job)[0], 12)
             trace = here.measure(directory, model.name, job, sizes, repeats=SWEEPS)
             if here.nominal is not None:
@@ -155,7 +177,7 @@ def perform(name: str, out: Path, end: float) -> bool:
         for case, plan_name in left(setting, home):
             if time.monotonic() > end:
                 raise OutOfTime
-            here.cluster = occupied(cluster, case)
+            here.cluster = setting.occupied(cluster, case)
             plan = planned(plan_name, job, model, here.cluster, profile)
             stem = home / f"{spelled(case)}.{plan_name}"
             if same := twin(plan, home, case):
@@ -163,9 +185,10 @@ def perform(name: str, out: Path, end: float) -> bool:
                 continue
             expected = simulate(plan, model, here.cluster, profile).latency_seconds
             say(f"{name} {case} {plan_name}: {expected:.2f} s expected")
-            tries = []
+            tries: list[RunResult] = []
+            what = {"prompt": PROMPT, "output": f"{stem}.safetensors"}
             while not tries or (len(tries) < 3 and tries[-1].foreign_load > FOREIGN_CORES):
-                tries.append(here.run(plan, directory, prompt=PROMPT, repeats=REPEATS, expected_seconds=expected))
+                tries.append(here.run(plan, directory, repeats=REPEATS, expected_seconds=expected, **what))
             quiet = min(tries, key=lambda result: result.foreign_load)
             quiet.timeline.provenance |= {
                 "foreign_load": quiet.foreign_load,
@@ -177,42 +200,25 @@ def perform(name: str, out: Path, end: float) -> bool:
     return True
 
 
-def made(setting: Setting) -> tuple[Model, Job, Cluster, tuple[int, ...]]:
-    size = {"height": setting.pixels, "width": setting.pixels}
-    job = usual_job(setting.model, **size, steps=STEPS, guidance=4.0, dtype="float32")
-    speeds = setting.devices
-    cluster, busy = (cluster_from_flags(speeds), ()) if isinstance(speeds, str) else devices(speeds, competitor=True)
-    return load_model(setting.model), job, cluster, busy
-
-
 def left(setting: Setting, home: Path) -> list[tuple[tuple[float, ...], str]]:
     """(case, plan) still to be run."""
 
     def done(stem: Path) -> bool:
         return any(Path(f"{stem}.{end}").is_file() for end in ("measured.json", "same"))
 
-    cases = setting.cases or ((),)
-    return [(c, p) for c in cases for p in setting.plans if not done(home / f"{spelled(c)}.{p}")]
+    return [(c, p) for c in setting.all_cases for p in (*setting.plans, CHOSEN) if not done(home / f"{spelled(c)}.{p}")]
 
 
 def twin(plan: Plan, home: Path, case: tuple[float, ...]) -> str:
     """The file of a plan of this case that was run already and has the same schedule, or ""."""
     files = home.glob(f"{spelled(case)}.*.plan.json")
-    return next((file.name for file in sorted(files) if load_plan(file).phases == plan.phases), "")
-
-
-def spelled(case: tuple[float, ...]) -> str:
-    return "-".join(f"{share:g}".replace("0.", "") for share in case) or "as-is"
-
-
-def occupied(cluster: Cluster, case: tuple[float, ...]) -> Cluster:
-    shares = case or (0.0,) * len(cluster.devices)
-    return replace(
-        cluster, devices=tuple(replace(d, occupancy=s) for d, s in zip(cluster.devices, shares, strict=True))
-    )
+    done = ((file.name, load_plan(file)) for file in sorted(files))
+    return next((name for name, other in done if schedule(other) == schedule(plan)), "")
 
 
 def planned(name: str, job: Job, model: Model, cluster: Cluster, profile: Profile) -> Plan:
+    if name == CHOSEN:
+        return best_plan(cluster, job, profile=profile, warmup=WARMUP).plan
     scheme, knobs = PLANS[name]
     return next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster, profile), **knobs))
 
@@ -235,157 +241,6 @@ def shaped(name: str, setting: Setting, out: Path, end: float) -> bool:
         return done.returncode in (0, 1) and not left(setting, out / name)
     finally:
         subprocess.run(["ip", "netns", "del", space], check=False)
-
-
-# What came of it.
-
-
-@dataclass(frozen=True)
-class Line:
-    """One run that no fit has seen. again: one device does it all, unloaded as in a case before; it is ranked, not counted."""
-
-    setting: str
-    case: str
-    plan: str
-    rows: str
-    strides: str
-    predicted_seconds: float
-    low_seconds: float
-    high_seconds: float
-    measured_seconds: float
-    foreign_load: float
-    late: int
-    again: bool
-
-    @property
-    def error(self) -> float:
-        return self.predicted_seconds / self.measured_seconds - 1
-
-    @property
-    def inside(self) -> bool:
-        return self.low_seconds <= self.measured_seconds <= self.high_seconds
-
-
-def lines(out: Path, names: list[str]) -> list[Line]:
-    """Predicted anew from the traces, so that a better fit needs no new runs."""
-    found: list[Line] = []
-    schedules: list[Any] = []
-    for name in names:
-        setting, home = SETTINGS[name], out / name
-        if not (home / "trace" / "meta.json").is_file():
-            continue
-        model, _, cluster, _ = made(setting)
-        profile = fitted(load_trace(home / "trace"))
-        for case in setting.cases or ((),):
-            for plan_name in setting.plans:
-                stem = home / f"{spelled(case)}.{plan_name}"
-                if not Path(f"{stem}.measured.json").is_file():
-                    continue
-                plan, measured = load_plan(f"{stem}.plan.json"), load_timeline(f"{stem}.measured.json")
-                if (name, case, plan.phases) in schedules:
-                    continue
-                schedules.append((name, case, plan.phases))
-                where = occupied(cluster, case)
-                predicted = bounded(simulate(plan, model, where, profile), plan, model, where, profile)
-                low, high = predicted.provenance["interval_seconds"]
-                last, said = plan.phases[-1], measured.provenance
-                found.append(
-                    Line(
-                        name,
-                        spelled(case),
-                        plan_name,
-                        ",".join(str(band.count) for band in last.rows),
-                        ",".join(map(str, last.strides)),
-                        predicted.latency_seconds,
-                        low,
-                        high,
-                        measured.latency_seconds,
-                        said["foreign_load"],
-                        said["late"],
-                        plan.ranks == 1 and any(line.setting == name and line.plan == plan_name for line in found),
-                    )
-                )
-    return found
-
-
-def write(out: Path, names: list[str]) -> bool:
-    """The table and its summary; whether something promised is missed."""
-    found = lines(out, names)
-    if not found:
-        say("nothing was run yet")
-        return True
-    sets: dict[str, list[Tried]] = {}
-    for line in found:
-        tried = Tried(line.plan, line.predicted_seconds, line.measured_seconds)
-        sets.setdefault(f"{line.setting} {line.case}", []).append(tried)
-    ranks = ranked(sets)
-    said, missed = summary(found, ranks)
-    rows = [asdict(line) | {"error": line.error, "inside": line.inside} for line in found]
-    document = {"machine": machines(out, names), "summary": said, "rows": rows, "sets": ranks.to_json()["sets"]}
-    (out / "held-out.json").write_text(json.dumps(document, indent=1))
-    (out / "held-out.md").write_text(table(found, ranks, said))
-    print(table(found, ranks, said))
-    return missed
-
-
-def summary(found: list[Line], ranks: Rankings) -> tuple[dict[str, Any], bool]:
-    counted = [line for line in found if not line.again]
-    errors = sorted(abs(line.error) for line in counted)
-    inside = sum(line.inside for line in counted) / len(counted)
-    median, p90 = (float(np.quantile(errors, share)) for share in (0.5, 0.9))
-    tau = pooled_tau(ranks)
-    said = {
-        "configurations": len(counted),
-        "median_error": median,
-        "p90_error": p90,
-        "largest_error": errors[-1],
-        "largest_regret": ranks.largest_regret,
-        "kendall_tau": tau,
-        "coverage": inside,
-    }
-    missed = len(counted) < CONFIGURATIONS or median > MEDIAN or p90 > P90
-    return said, missed or ranks.largest_regret > REGRET or tau < TAU or not COVERAGE[0] <= inside <= COVERAGE[1]
-
-
-def pooled_tau(ranks: Rankings) -> float:
-    """Over all pairs of plans of one set each."""
-    agree = [
-        (a.predicted_seconds - b.predicted_seconds) * (a.measured_seconds - b.measured_seconds) > 0
-        for one in ranks.sets
-        for i, a in enumerate(one.tried)
-        for b in one.tried[i + 1 :]
-    ]
-    return 2 * sum(agree) / len(agree) - 1 if agree else 1.0
-
-
-def machines(out: Path, names: list[str]) -> dict[str, Any]:
-    return {n: load_trace(out / n / "trace").meta for n in names if (out / n / "trace" / "meta.json").is_file()}
-
-
-def table(found: list[Line], ranks: Rankings, said: dict[str, Any]) -> str:
-    heads = (
-        "| setting | occupancy | plan | rows | strides | predicted | 80 % interval | measured | error | foreign cores |"
-    )
-    text = [heads, "|" + " --- |" * 10]
-    for line in found:
-        interval = f"{line.low_seconds:.2f} to {line.high_seconds:.2f}" + ("" if line.inside else " (outside)")
-        text.append(
-            f"| {line.setting} | {line.case} | {line.plan} | {line.rows} | {line.strides} | {line.predicted_seconds:.2f} s | "
-            f"{interval} | {line.measured_seconds:.2f} s | {line.error:+.1%} | {line.foreign_load:.2f} |"
-        )
-    text += ["", "| set | tau | chosen | best | regret |", "| --- | --- | --- | --- | --- |"]
-    for one in ranks.sets:
-        tau = "-" if one.tau is None else f"{one.tau:.2f}"
-        text.append(f"| {one.name} | {tau} | {one.chosen.name} | {one.best.name} | {one.regret:.1%} |")
-    text += [
-        "",
-        f"{said['configurations']} runs: error median {said['median_error']:.1%} (at most {MEDIAN:.0%}), "
-        f"90th percentile {said['p90_error']:.1%} (at most {P90:.0%}), largest {said['largest_error']:.1%}; "
-        f"chosen plan at most {said['largest_regret']:.1%} from the best (at most {REGRET:.0%}); "
-        f"Kendall tau {said['kendall_tau']:.2f} (at least {TAU}); "
-        f"{said['coverage']:.0%} inside the 80 % interval ({COVERAGE[0]:.0%} to {COVERAGE[1]:.0%})",
-    ]
-    return "\n".join(text) + "\n"
 
 
 def say(text: str) -> None:
