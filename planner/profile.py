@@ -167,8 +167,9 @@ class MessageTable:
 class Profile:
     """What was measured, and where: tables of parts and of messages, `about` (machine, date, versions, trace).
 
-    devices: what the datasheets say of the kinds that were measured, where they say anything. doubt: half-width of what
-    the 80 % interval of a whole run has beside those of its parts and messages, as rehearsals showed it.
+    devices: what the datasheets say of the kinds that were measured, where they say anything. doubt, transfer_doubt:
+    half-widths of what the 80 % interval of a whole run has beside those of its parts and messages, as rehearsals showed
+    it: a share of the latency, and seconds for every transfer of a rank.
     """
 
     parts: tuple[PartTable, ...] = ()
@@ -176,6 +177,7 @@ class Profile:
     about: dict[str, Any] = field(default_factory=dict)
     devices: tuple[Device, ...] = ()
     doubt: float = 0.0
+    transfer_doubt: float = 0.0
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str, int, int, str, int], PartTable]:
@@ -204,7 +206,8 @@ class Profile:
         parts = [{k: getattr(t, k) for k in PartTable.__dataclass_fields__} for t in self.parts]
         messages = [{k: getattr(t, k) for k in MessageTable.__dataclass_fields__} for t in self.messages]
         devices = [asdict(device) for device in self.devices]
-        document = {"schema_version": 1, "about": self.about, "doubt": self.doubt, "devices": devices}
+        doubts = {"doubt": self.doubt, "transfer_doubt": self.transfer_doubt}
+        document = {"schema_version": 1, "about": self.about, "devices": devices} | doubts
         return document | {"parts": parts, "messages": messages}
 
     @staticmethod
@@ -216,10 +219,11 @@ class Profile:
             parts = [PartTable(**_tuples(t) | {"seconds": tuple(map(tuple, t["seconds"]))}) for t in document["parts"]]
             messages = [MessageTable(**_tuples(t)) for t in document["messages"]]
             devices = tuple(Device(**device) for device in document.get("devices", []))
-            about, doubt = dict(document.get("about", {})), document.get("doubt", 0.0)
+            about = dict(document.get("about", {}))
+            doubts = document.get("doubt", 0.0), document.get("transfer_doubt", 0.0)
         except (KeyError, TypeError) as error:
             raise InputError(f"profile: not a profile file ({error})") from error
-        return Profile(tuple(parts), tuple(messages), about, devices, doubt)
+        return Profile(tuple(parts), tuple(messages), about, devices, *doubts)
 
 
 def positive_fit(points: Iterable[tuple[float, float, float]]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from planner.plan import Plan
 from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.utilisation import widened
+from polyrhythm.rehearsal import transfers
 from sim.run import run
 
 COVERAGE = 0.8
@@ -30,12 +31,13 @@ def bounded(
 
     All durations are taken to err alike, as they do on a machine that is slower today; what errs to both sides averages
     out in a run, and is in no duration's interval to begin with (`traces.fit`). What rehearsals left in doubt comes on
-    top.
+    top, the more the more the plan transfers.
     """
     plan = replace(plan, recipe=None)  # of what was done, whatever a scheme would do then
     ends = (run(plan, model, cluster, load=load, cost=Cost(model, plan.job, cluster, profile, edge)) for edge in (0, 1))
     middle = predicted.latency_seconds
     low, high = (timeline.latency_seconds / middle if middle else 1.0 for timeline in ends)
-    low, high = widened((low, high), profile.doubt if profile else 0.0)
+    if profile and middle:
+        low, high = widened((low, high), profile.doubt, profile.transfer_doubt * transfers(plan) / middle)
     predicted.provenance |= {"interval_seconds": [low * middle, high * middle], "coverage": COVERAGE}
     return predicted

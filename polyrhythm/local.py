@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from exec.launch import Ranks, join_torchrun, leave, under_torchrun
@@ -140,8 +141,13 @@ class Machine:
         self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
         trace = self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
         self.progress("rehearsing")
-        runs = [(plan, self.run(plan, model, repeats=2)) for plan in plans(load_model(job.model), job, self.cluster)]
-        return replace(trace, runs=tuple(Rehearsal(p, self.cluster, r.seconds[-1]) for p, r in runs))
+        return replace(trace, runs=self.rehearsed(model, job))
+
+    def rehearsed(self, model: str, job: Job) -> tuple[Rehearsal, ...]:
+        """Short whole runs; of each the median of three after a first one, for a disturbed one would leave doubt for ever."""
+        made = plans(load_model(job.model), job, self.cluster)
+        runs = [(plan, self.run(plan, model, repeats=4).seconds[1:]) for plan in made]
+        return tuple(Rehearsal(plan, self.cluster, median(seconds)) for plan, seconds in runs)
 
     def _measure(
         self,

@@ -1,12 +1,17 @@
 """Rehearsals: short whole runs after a measurement, which no fit sees. How far are predictions off on this very machine?
 
 What is made of parts and messages leaves something out: what the pipeline does between ops, threads that get into each
-other's way. A profile says so in its `doubt`, and every interval has it (`polyrhythm/interval.py`).
+other's way, a machine that is faster or slower than it was. So what rehearsals are off by is a share of everything, or so
+much for every transfer - between ranks that post at the same moment each costs more than when it was timed, between others
+less - whichever explains them better. A profile says so in its `doubt` and `transfer_doubt`, and every interval has them
+(`polyrhythm/interval.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 
 from planner.beats import even
 from planner.cluster import Cluster
@@ -14,6 +19,7 @@ from planner.cost import Cost
 from planner.errors import InputError
 from planner.job import Job
 from planner.model import Model
+from planner.ops import Transfer
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.schemes import SCHEMES
@@ -23,6 +29,8 @@ from traces.fit import INSIDE, fit
 from traces.store import load_model
 
 STEPS, WARMUP = 6, 2
+# Half-width of what is in doubt anyway, where transfers are not: a rehearsal has few steps, an image has many.
+LEAST = 0.005
 
 
 def plans(model: Model, job: Job, cluster: Cluster) -> list[Plan]:
@@ -54,16 +62,35 @@ def fitted(trace: Trace) -> Profile:
         predicted = run(one.plan, model, one.cluster, profile).latency_seconds
         rows = [band.count for band in one.plan.phases[-1].rows]
         said = {"scheme": one.plan.scheme, "mode": one.plan.knobs.get("mode", ""), "rows": rows}
+        said["transfers"] = transfers(one.plan)
         seconds = {"predicted_seconds": predicted, "measured_seconds": one.seconds}
         found.append(said | seconds | {"error": predicted / one.seconds - 1})
     if not found:
         return profile
-    return replace(profile, about=profile.about | {"rehearsed": found}, doubt=doubt([row["error"] for row in found]))
+    off = [row["predicted_seconds"] - row["measured_seconds"] for row in found]
+    shares, each = [row["measured_seconds"] for row in found], [row["transfers"] for row in found]
+    profile = replace(profile, about=profile.about | {"rehearsed": found}, doubt=LEAST)
+    if all(each) and unlikely(off, each) < unlikely(off, shares):
+        return replace(profile, transfer_doubt=doubt(off, each))
+    return replace(profile, doubt=max(LEAST, doubt(off, shares)))
 
 
-def doubt(errors: list[float]) -> float:
-    """Half-width of the 80 % interval of a further error like these: Student's t on their root mean square."""
+def transfers(plan: Plan) -> int:
+    """How many a rank takes part in, the one with most of them."""
+    return max(sum(isinstance(op, Transfer) for *_, op in plan.walk(rank)) for rank in range(plan.ranks))
+
+
+def doubt(errors: Sequence[float], units: Sequence[float]) -> float:
+    """Half-width of the 80 % interval of a further error per unit: Student's t on the root mean square of these."""
     from scipy.stats import t
 
-    rms = (sum(error**2 for error in errors) / len(errors)) ** 0.5
-    return float(t.ppf(0.5 + INSIDE / 2, len(errors))) * rms
+    return float(t.ppf(0.5 + INSIDE / 2, len(errors))) * _rms(errors, units)
+
+
+def unlikely(errors: Sequence[float], units: Sequence[float]) -> float:
+    """Negative log-likelihood of normal errors whose deviation goes with the units, up to a constant."""
+    return sum(log(max(_rms(errors, units), 1e-12) * unit) for unit in units)
+
+
+def _rms(errors: Sequence[float], units: Sequence[float]) -> float:
+    return (sum((error / unit) ** 2 for error, unit in zip(errors, units)) / len(errors)) ** 0.5

@@ -9,7 +9,7 @@ from planner.job import Job
 from planner.profile import Profile
 from planner.trace import PartSample, Rehearsal, Trace
 from polyrhythm.interval import bounded
-from polyrhythm.rehearsal import doubt, fitted, plans
+from polyrhythm.rehearsal import LEAST, doubt, fitted, plans, transfers
 from sim.run import run
 from traces.clusters import cluster_from_flags
 from traces.store import load_model, load_trace, save_trace
@@ -50,24 +50,52 @@ def test_where_there_is_no_room_they_are_even():
 
 
 def test_the_doubt_is_students_t_of_their_errors():
-    exact = fitted(trace())
-    assert exact.doubt == 0 and "rehearsed" not in exact.about
-    seconds = [run(r.plan, MODEL, r.cluster, exact).latency_seconds for r in trace(1.0, 1.0).runs]
-    off = fitted(trace(seconds[0] / 1.01, seconds[1] / 0.99))
-    assert [row["error"] for row in off.about["rehearsed"]] == pytest.approx([0.01, -0.01])
-    assert off.doubt == pytest.approx(1.886 * 0.01, rel=1e-3)
-    assert (off.parts, off.messages) == (exact.parts, exact.messages)
-    assert Profile.from_json(off.to_json()).doubt == off.doubt
+    assert doubt([0.03, -0.04], [1, 1]) == pytest.approx(1.886 * (0.0025 / 2) ** 0.5, rel=1e-3)
+    assert doubt([0.03, -0.08], [1, 2]) == doubt([0.03, -0.04], [1, 1])
 
 
-def test_the_doubt_is_in_every_interval():
-    assert doubt([0.03, -0.04]) == pytest.approx(1.886 * (0.0025 / 2) ** 0.5, rel=1e-3)
-    cluster = cluster_from_flags("cpu")
-    profile = replace(fitted(trace()), doubt=0.1)
-    (plan,) = plans(MODEL, JOB, cluster)
-    predicted = run(plan, MODEL, cluster, profile)
-    low, high = bounded(predicted, plan, MODEL, cluster, profile).provenance["interval_seconds"]
-    assert (low, high) == pytest.approx((0.9 * predicted.latency_seconds, 1.1 * predicted.latency_seconds))
+@pytest.mark.parametrize("a_share", [True, False])
+def test_it_is_of_everything_or_of_transfers_whichever_explains_more(a_share):
+    bare = fitted(trace())
+    assert bare.doubt == bare.transfer_doubt == 0 and "rehearsed" not in bare.about
+    runs = trace(1.0, 1.0).runs
+    seconds = [run(r.plan, MODEL, r.cluster, bare).latency_seconds for r in runs]
+    many = [transfers(r.plan) for r in runs]
+    assert many[0] < many[1]  # stale context is bundled, fresh is not
+    off = [0.02 * s for s in seconds] if a_share else [1e-3 * n for n in many]
+    found = fitted(trace(seconds[0] + off[0], seconds[1] - off[1]))
+    assert [row["transfers"] for row in found.about["rehearsed"]] == many
+    if a_share:
+        assert found.doubt == pytest.approx(1.886 * 0.02, rel=0.02) and found.transfer_doubt == 0
+    else:
+        assert found.doubt == LEAST and found.transfer_doubt == pytest.approx(1.886e-3, rel=1e-3)
+    assert (found.parts, found.messages) == (bare.parts, bare.messages)
+    assert Profile.from_json(found.to_json()) == found
+
+
+def test_a_rank_has_as_many_transfers_as_its_timeline_shows():
+    cluster = cluster_from_flags("cpu*3")
+    for plan in plans(MODEL, JOB, cluster):
+        timeline = run(plan, MODEL, cluster, fitted(trace()))
+        shown = [event.rank for event in timeline.events if event.lane not in ("compute", "wait")]
+        assert transfers(plan) == max(map(shown.count, range(3)))
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu*2"])
+def test_the_doubt_is_in_every_interval_the_more_the_more_transfers(devices):
+    cluster = cluster_from_flags(devices)
+    plan = plans(MODEL, JOB, cluster)[-1]
+    bare = fitted(trace())
+    doubtful = replace(bare, doubt=0.03, transfer_doubt=1e-3)
+    middle = run(plan, MODEL, cluster, bare).latency_seconds
+    before, after = (
+        [abs(end / middle - 1) for end in predicted.provenance["interval_seconds"]]
+        for profile in (bare, doubtful)
+        for predicted in [bounded(run(plan, MODEL, cluster, profile), plan, MODEL, cluster, profile)]
+    )
+    more = 0.03**2 + (transfers(plan) * 1e-3 / middle) ** 2
+    assert [b**2 - a**2 for a, b in zip(before, after)] == pytest.approx([more, more])
+    assert (transfers(plan) > 0) == (plan.ranks > 1)
 
 
 def test_they_are_kept_with_the_trace(tmp_path):
@@ -80,4 +108,4 @@ def test_they_are_kept_with_the_trace(tmp_path):
 def test_of_a_model_that_is_not_described_here_nothing_is_predicted():
     one = trace(1.0)
     strange = replace(one.runs[0], plan=replace(one.runs[0].plan, job=replace(JOB, model="elsewhere/model", steps=6)))
-    assert fitted(replace(one, runs=(strange,))).doubt == 0
+    assert fitted(replace(one, runs=(strange,))).transfer_doubt == 0
