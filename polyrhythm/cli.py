@@ -367,7 +367,10 @@ def _planned(
         _only_file(file, job, scheme)
         return api.load_planned(file, cluster, profile)
     with working("planning"):
-        return api.plan(_given(cluster), _job(job), name or api.AUTO, profile, wish=wish, **knobs)
+        found = api.plan(_given(cluster), _job(job), name or api.AUTO, profile, wish=wish, **knobs)
+    if found.note:
+        _say(f"note: {found.note}")
+    return found
 
 
 def _only_file(file: Path, job: dict[str, Any], scheme: tuple[str | None, dict[str, Any]]) -> None:
