@@ -188,9 +188,9 @@ class Choice:
         found = []
         for scheme, knobs, family, at_best in self.search.unscreened if not self.rule.exact else ():
             option = Option(scheme, knobs, family.devices, self.job.steps, at_best)
-            if self.value(option) <= NEAR * least:
-                found.append(self._simulated(option))
-                least = min(least, self.value(found[-1]) if self.keeps(found[-1]) else inf)
+            if self.value(option) <= NEAR * least and (option := self._simulated(option)).simulated:
+                found.append(option)
+                least = min(least, self.value(option) if self.keeps(option) else inf)
         return found
 
     def simulated(self, options: Sequence[Option]) -> list[Option]:

@@ -143,14 +143,14 @@ class Search:
                     for knobs in entry.variants(taken, self.bold):
                         own = knobs | {key: value for key, value in self.given.items() if key == "warmup"}
                         own |= {"split": family.split} if family.split else {}
-                        found.append((name, own, family, self._at_best(family, own)))
+                        found.append((name, own, family, self._at_best(family, entry, own)))
         return found
 
-    def _at_best(self, family: Family, knobs: Knobs) -> float:
+    def _at_best(self, family: Family, entry: Entry, knobs: Knobs) -> float:
         """Seconds if the fastest did the warm-up, and all the rest were divided without any loss."""
         whole = [self.place.seconds[device] for device in family.devices]
-        warm = min(knobs.get("warmup", PUBLISHED_WARMUP), self.job.steps)
-        late = (self.job.steps - warm) / knobs.get("stride", 1)
+        warm = min(knobs.get("warmup", PUBLISHED_WARMUP), self.job.steps) if entry.warms else 0
+        late = (self.job.steps - warm) * entry.work(knobs)
         return float(min(whole) * warm * (0.5 if family.split else 1) + late / sum(1 / seconds for seconds in whole))
 
     def _of(self, family: Family) -> Iterator[Shape]:

@@ -30,6 +30,7 @@ class Entry:
     somebody who knows what they do to the picture; exact: whether the picture is the single device's; cut, strides,
     warms: whether it takes `rows` (and `split`), `strides`, `warmup`; pattern: see above. on: models, and numbers of
     devices for a branch, that it can be for. even: whether it cuts evenly where no rows are given, else by speed.
+    work: share of a step's work that it does at least, once the warm-up is over.
     """
 
     fits: Callable[[Family], bool]
@@ -42,6 +43,7 @@ class Entry:
     pattern: Callable[[Knobs], Pattern] | None = None
     on: Callable[[Model, int], bool] = lambda model, ranks: True
     even: bool = True
+    work: Callable[[Knobs], float] = lambda knobs: 1.0
 
     def variants(self, given: Knobs, bold: bool = True) -> Iterator[Knobs]:
         """Every combination of knobs once; what is given takes the place of what would be tried."""
@@ -65,6 +67,10 @@ def one_per_branch(family: Family) -> bool:
 
 def several(family: Family) -> bool:
     return family.ranks > 1
+
+
+def by_branch(family: Family) -> bool:
+    return family.split is not None
 
 
 def bands(family: Family) -> bool:
@@ -151,6 +157,14 @@ TABLE: dict[str, Entry] = {
         several,
         bold=({"stride": (2,)}, {"context": ("predict",)}, {"stride": (2,), "context": ("predict",)}),
         on=lambda model, ranks: ranks <= MOST_STAGES,
+        work=lambda knobs: 1 / knobs.get("stride", 1),
+    ),
+    "hybridiff": Entry(
+        by_branch,
+        bold=({"context": ("predict",)},),
+        warms=False,
+        on=lambda model, ranks: ranks <= MOST_STAGES,
+        work=lambda knobs: 0.5,  # one branch of two
     ),
     "ring": Entry(bands, exact=always, cut=True, warms=False, pattern=around, even=False),
     "ulysses": Entry(bands, exact=always, cut=True, warms=False, pattern=by_heads, on=enough_heads, even=False),

@@ -1,5 +1,6 @@
 """The choice: against everything there is on small clusters, and with sense on any."""
 
+from contextlib import suppress
 from math import inf
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 
 import polyrhythm as pr
 from planner.cluster import Cluster, Device, Link
-from planner.errors import Infeasible
-from planner.search import vectors
+from planner.cost import Cost
+from planner.errors import Infeasible, PolyrhythmError
+from planner.search import Search, vectors
 from tests.brute import RATES, SPEEDS, chosen, cluster_of, least
+from traces.store import load_model
 
 speeds = st.lists(st.sampled_from(SPEEDS), min_size=1, max_size=3)
 rates = st.lists(st.sampled_from(RATES), min_size=1, max_size=3)
@@ -79,6 +82,30 @@ def test_never_worse_than_one_device_or_any_scheme_as_it_stands():
         best = pr.plan(cluster, job).predicted_seconds
         for scheme in pr.SCHEMES:
             assert best <= pr.plan(cluster, job, scheme).predicted_seconds
+
+
+def test_exact_schemes_are_weighed_on_transformers():
+    """Where the link is slow, exchanging heads beats gathering keys and values; their rows follow the speeds."""
+    cluster, job = pr.cluster_from_flags("rtx-4090*2,rtx-3090*2", "pcie3-x4"), pr.job("sd3-medium", steps=6)
+    strict = pr.plan(cluster, job, wish=pr.Wish(fidelity="strict"))
+    assert strict.picture.exact and strict.plan.scheme in ("ring", "ulysses", "cfg", "distrifusion", "single")
+    for scheme, knobs in (("ring", {}), ("ulysses", {}), ("cfg", {}), ("distrifusion", {"mode": "full_sync"})):
+        assert strict.predicted_seconds <= pr.plan(cluster, job, scheme, **knobs).predicted_seconds
+    tried = {c.scheme for c in strict.candidates if c.knobs.get("rows")}
+    assert {"ring", "ulysses", "distrifusion"} <= tried
+
+
+@pytest.mark.parametrize(("flags", "model"), [("rtx-5090,rtx-3090", "sdxl"), ("rtx-4090*2,t4*2", "sd3-medium"), ("l4*4", "sd15")])
+def test_nobody_is_faster_than_its_best_case(flags, model):
+    """Schemes without an estimate are skipped by a bound, so it must be one."""
+    cluster, job = pr.cluster_from_flags(flags, "pcie4-x16"), pr.job(model, steps=12)
+    cost = Cost(load_model(model), job, cluster)
+    tried = set()
+    for scheme, knobs, family, at_best in Search(cost, {}).unscreened:
+        with suppress(PolyrhythmError):  # too few devices for stride 2
+            assert at_best <= pr.plan(cluster.subset(family.devices), job, scheme, **knobs).predicted_seconds
+            tried.add(scheme)
+    assert tried == {"asyncdiff", "hybridiff"}
 
 
 def test_a_device_that_only_slows_the_others_is_left_out():
