@@ -28,6 +28,7 @@ from planner.job import Job
 from planner.model import Model
 from planner.plan import Plan
 from planner.profile import Profile
+from planner.replan import following
 from planner.timeline import Seen
 
 
@@ -46,9 +47,10 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
 
     args: plan (document), members (process of each plan rank), model (directory or id), prompt or embeds (file), pace
     (document or null), call (more arguments of the pipeline's call), output (path for `.png`, `.safetensors` of the
-    first rank, or null), trace_latents, repeats (the timelines of all are returned), profiler (directory for
-    torch.profiler's trace of the last repeat, or null), recorded (what schemes are told in place of what is seen, as in a
-    timeline), timeout_seconds. Processes that are not members idle.
+    first rank, or null), trace_latents, repeats (timelines and first plans of all are returned; a scheme that adapts
+    begins each with what the one before has shown), profiler (directory for torch.profiler's trace of the last repeat, or
+    null), recorded (what schemes are told in every repeat in place of what is seen, as in a timeline), timeout_seconds.
+    Processes that are not members idle.
     """
     plan = Plan.from_json(args["plan"])
     members = tuple(args["members"])
@@ -58,13 +60,13 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     device = _device()
     pipe = _pipeline(args["model"], plan.job.dtype, device, plan.job.sampler)
     if me not in members:
-        return {"timelines": []}
+        return {"timelines": [], "plans": []}
     rank = members.index(me)
     channels.reset(members)
     pace = _pace(args.get("pace"))
     recorded = [Seen.from_json(entry) for entry in args.get("recorded", ())]
     parallelize(pipe, plan, rank, channels=channels, pace=pace, recorded=recorded)
-    timelines, walls = [], []
+    timelines, walls, plans = [], [], []
     try:
         repeats = args.get("repeats", 1)
         for repeat in range(repeats):
@@ -73,7 +75,11 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
             with _profiled(args.get("profiler") if repeat == repeats - 1 else None, rank):
                 latents, traced = _call(pipe, plan, args, beat)
             walls.append(time.perf_counter() - began)
-            timelines.append(pipe.polyrhythm.timeline.to_json())
+            done = pipe.polyrhythm
+            timelines.append(done.timeline.to_json())
+            plans.append(done.plan.to_json())
+            if not recorded:
+                done.plan = following(done.plan, done.timeline.seen)
     finally:
         unparallelize(pipe)
     if rank == 0 and args.get("output"):
@@ -81,6 +87,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
         _save(pipe, plan.job, args["output"], latents, traced)
     return {
         "timelines": timelines,
+        "plans": plans if rank == 0 else [],
         "wall_seconds": walls,
         "late": pace.late if pace else 0,
         "peak_memory_bytes": _peak_memory(),

@@ -8,8 +8,8 @@ simulator: it is given one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -24,67 +24,35 @@ from planner.fold import Simulate
 from planner.memory import USABLE, peak_bytes, shortage
 from planner.placement import Family
 from planner.plan import Plan
+from planner.pool import TIE, TRUER_DB, Option, Pool, Rule, decibels
 from planner.recipe import Recipe
 from planner.schemes import SCHEMES
-from planner.search import PUBLISHED_WARMUP, WARMUPS, Search, Shape, latency
+from planner.search import Search, Shape
 from planner.space import PUBLISHED, Knobs
 from planner.timeline import Timeline
-from planner.wires import Array
 
 SIMULATED = 12  # candidates in the second sieve, of 8 devices with SDXL; more of what is less work to simulate
 AT_LEAST = 3
 REFINED = 4  # of these, whose rows are looked at again
 NEAR = 1.05  # what is estimated at this many times the best simulated one is not simulated
 FAR = 1.3  # nor a published scheme at this
-TIE = 5e-3  # of seconds: then the truer one
-FRONTIER, FRONTIER_DB = 24, 0.25  # points of the frontier, and how far they are apart at least
-TRUER_DB = 0.5  # below that two pictures are as true as each other
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a choice must keep to. floor_db: least PSNR to one device's picture; exact: only schemes that equal it.
-
-    fewer_steps: `never`; `truer`, if that gives a truer picture in no more time; `faster`, whenever it keeps to the
-    floor. weigh: what a second on these devices counts (for throughput, energy or money), by default 1.
-    """
-
-    floor_db: float = -inf
-    exact: bool = False
-    fewer_steps: str = "never"
-    weigh: Callable[[tuple[str, ...]], float] = lambda devices: 1.0
-
-
-@dataclass(frozen=True)
-class Option:
-    """A candidate as the user sees it. seconds: None if it cannot be done, then `reason` says why.
-
-    psnr_db: of the picture to that of one device with all the steps; inf if equal, None if nothing is known of it.
-    """
-
-    scheme: str
-    knobs: Knobs
-    devices: tuple[str, ...]
-    steps: int
-    seconds: float | None = None
-    psnr_db: float | None = None
-    exact: bool = False
-    simulated: bool = False
-    as_published: bool = False
-    reason: str = ""
-    warmup: int = 0
-    shape: Shape | None = field(default=None, repr=False, compare=False)
+FRONTIER = 24  # points
+RIVALS = 6  # of fewer steps that are simulated
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The winner, checked and simulated whole, and what it was chosen from, the best first."""
+    """The winner, checked and simulated whole, and what it was chosen from, the best first.
+
+    beaten: the fastest plan with all steps, if fewer make a truer picture in no more time; rival: those fewer.
+    """
 
     plan: Plan
     timeline: Timeline
     option: Option
     options: tuple[Option, ...]
-    frontier: tuple[Option, ...] = ()
+    beaten: Option | None = None
+    rival: Option | None = None
 
 
 def choose(
@@ -123,29 +91,40 @@ class Choice:
 
     def made(self) -> Chosen:
         """The three sieves. What was given and nobody could honour must not end in a plan without it."""
+        pool, fewer = Pool(self.search, self.rule, self.fidelity), self.rule.fewer_steps
         steps = self.job.steps
-        pool = Pool(self.search, self.rule, self.fidelity)
-        counts = range(max(4, steps // 8), steps + 1) if self.rule.fewer_steps == "faster" else (steps,)
+        counts = range(pool.fewest if fewer == "faster" else steps, steps + 1)
         options = self.simulated([*self.near(pool.best(counts)), *self.published()])
+        options += self.unscreened(min(map(self.value, filter(self.keeps, options)), default=inf))
         asked = [o for o in options if set(self.given) & set(o.knobs)]
         if self.given and not any(o.simulated for o in asked):
             raise self.refused(asked)
-        best = self.best(options, pool)
-        if self.rule.fewer_steps == "truer" and self.measured and not best.exact:
-            rivals = self.simulated(self.near(pool.truer(best), refine=False))
-            options += rivals
-            best = max((o for o in (*rivals, best) if self.as_fast(o, best)), key=lambda o: (_db(o), -(o.seconds or inf)))
-        return self.confirmed(best, options)
+        best = self.best(options)
+        rivals = self.rivals(best, pool) if fewer != "faster" else []
+        if not rivals:
+            return self.confirmed(best, options)
+        unbeaten = [o for o in options if self.able(o) and (o.exact or not pool.dominated(o))]
+        taken = rivals[0] if fewer == "truer" else self.best(unbeaten or options)
+        return self.confirmed(taken, options + rivals, best, rivals[0])
+
+    def rivals(self, best: Option, pool: Pool) -> list[Option]:
+        """Of fewer steps, no slower than `best` and truer, the truest first; where the picture is not known well, none."""
+        if best.exact or not self.measured:
+            return []
+        tried = map(self._simulated, self.near(pool.truer(best), refine=False)[:RIVALS])
+        least, limit = decibels(best) + TRUER_DB, self.value(best)
+        found = [o for o in tried if self.able(o) and self.value(o) <= limit and decibels(o) > least]
+        return sorted(found, key=lambda o: (-decibels(o), self.value(o)))
 
     def frontier(self) -> tuple[Option, ...]:
         """From one device with all steps down to the fastest that keeps to the rule."""
         pool = Pool(self.search, self.rule, self.fidelity)
-        found = [self._simulated(option) for option in pool.frontier(FRONTIER)]
-        able = sorted((o for o in found if o.simulated), key=lambda o: (self.value(o), -_db(o)))
+        found = [*map(self._simulated, pool.frontier(FRONTIER)), *self.unscreened(inf)]
+        able = sorted(filter(self.able, found), key=lambda o: (self.value(o), -decibels(o)))
         best, kept = -inf, []
         for option in able:
-            if _db(option) > best:
-                best = _db(option)
+            if decibels(option) > best:
+                best = decibels(option)
                 kept.append(option)
         return tuple(kept)
 
@@ -166,7 +145,7 @@ class Choice:
         first: dict[Any, Option] = {}
         for option in options:
             led = first.setdefault(_cut(option), option)
-            if _db(option) > _db(led) and self.value(option) <= self.value(led) * (1 + TIE):
+            if decibels(option) > decibels(led) and self.value(option) <= self.value(led) * (1 + TIE):
                 first[_cut(option)] = option
         leading = list(first.values())
         variants = [option for option in options if first[_cut(option)] is not option]
@@ -204,6 +183,16 @@ class Choice:
                     found.append(Option(scheme, knobs, names, self.job.steps, seconds, as_published=True))
         return found
 
+    def unscreened(self, least: float) -> list[Option]:
+        """What has no estimate, simulated if it might be about as fast as `least`."""
+        found = []
+        for scheme, knobs, family, at_best in self.search.unscreened if not self.rule.exact else ():
+            option = Option(scheme, knobs, family.devices, self.job.steps, at_best)
+            if self.value(option) <= NEAR * least and (option := self._simulated(option)).simulated:
+                found.append(option)
+                least = min(least, self.value(option) if self.keeps(option) else inf)
+        return found
+
     def simulated(self, options: Sequence[Option]) -> list[Option]:
         """With simulated seconds, the best by estimate first, but for those that are estimated far from the best."""
         least, done = inf, 0
@@ -231,9 +220,10 @@ class Choice:
         if key not in self._plans:
             try:
                 plan = self.plan(option)
-                if short := shortage(plan, self.model, self.cost.cluster):
+                seconds, peaks = fold.told(plan, self.simulate)
+                if short := shortage(plan, self.model, self.cost.cluster, peaks):
                     raise Infeasible(f"{option.scheme}: {short}")
-                self._plans[key] = plan, fold.seconds(plan, self.simulate)
+                self._plans[key] = plan, seconds
             except PolyrhythmError as error:
                 self._plans[key] = error
         return self._plans[key]
@@ -250,23 +240,21 @@ class Choice:
 
     # The choice.
 
-    def best(self, options: Iterable[Option], pool: Pool) -> Option:
+    def able(self, option: Option) -> bool:
+        return option.simulated and self.keeps(option)
+
+    def best(self, options: Iterable[Option]) -> Option:
         """The least seconds that keep to the rule; of equals the truest, but never one slower than a published scheme."""
-        able = [o for o in options if o.simulated and self.keeps(o)]
-        if self.rule.fewer_steps == "never" and self.measured:
-            able = [o for o in able if o.exact or not pool.dominated(o)] or able
+        able = [o for o in options if self.able(o)]
         if not able:
             raise self.infeasible(list(options))
         least = min(map(self.value, able))
         published = min((self.value(o) for o in able if o.as_published), default=inf)
         limit = max(least, min(least * (1 + TIE), published))
-        return max((o for o in able if self.value(o) <= limit), key=lambda o: (_db(o), -self.value(o)))
+        return max((o for o in able if self.value(o) <= limit), key=lambda o: (decibels(o), -self.value(o)))
 
     def value(self, option: Option) -> float:
         return inf if option.seconds is None else option.seconds * self.rule.weigh(option.devices)
-
-    def as_fast(self, option: Option, best: Option) -> bool:
-        return option is best or (self.value(option) <= self.value(best) and _db(option) > _db(best) + TRUER_DB)
 
     def keeps(self, option: Option) -> bool:
         """Whether an option keeps to the rule; what is not known is not held against it."""
@@ -274,7 +262,9 @@ class Choice:
             return option.exact and option.steps == self.job.steps
         return option.psnr_db is None or option.psnr_db >= self.rule.floor_db
 
-    def confirmed(self, best: Option, options: list[Option]) -> Chosen:
+    def confirmed(
+        self, best: Option, options: list[Option], beaten: Option | None = None, rival: Option | None = None
+    ) -> Chosen:
         """Check and simulate the winner whole."""
         plan = self.plan(best)
         check(plan, self.model)
@@ -286,7 +276,7 @@ class Choice:
         best = replace(best, seconds=timeline.latency_seconds)
         rest = {repr((o.scheme, sorted(o.knobs.items()), o.devices, o.steps)): o for o in options}
         ranked = sorted(rest.values(), key=self.value)
-        return Chosen(plan, timeline, best, tuple(ranked))
+        return Chosen(plan, timeline, best, tuple(ranked), beaten, rival)
 
     def refused(self, options: Sequence[Option]) -> PolyrhythmError:
         """The error of the first of these."""
@@ -296,9 +286,9 @@ class Choice:
     def infeasible(self, options: Sequence[Option]) -> PolyrhythmError:
         """Why nothing is left, and what would help."""
         if any(o.simulated for o in options):
-            best = max((o for o in options if o.simulated), key=_db)
+            best = max((o for o in options if o.simulated), key=decibels)
             return Infeasible(
-                f"no plan keeps to the floor: the truest, {best.scheme}, is predicted {_db(best):.1f} dB; give a lower "
+                f"no plan keeps to the floor: the truest, {best.scheme}, is predicted {decibels(best):.1f} dB; give a lower "
                 "--min-psnr, --fidelity fast, or a device that can do it alone"
             )
         names = [device.name for device in self.cost.cluster.devices]
@@ -314,129 +304,7 @@ class Choice:
         return Infeasible(reasons[0] if reasons else "no plan is possible on this cluster")
 
 
-class Pool:
-    """Seconds and dB of all shapes with all warm-ups, for any numbers of steps."""
-
-    def __init__(self, search: Search, rule: Rule, fidelity: Fidelity | None) -> None:
-        self.rule, self.fidelity, self.reference = rule, fidelity, search.job.steps
-        self.shapes = [shape for shape in search.shapes if shape.exact or not rule.exact]
-        given = search.given.get("warmup")
-        self.warmups = np.array([given] if given else WARMUPS if fidelity else [PUBLISHED_WARMUP])
-        self.paces = np.array([shape.pace for shape in self.shapes]).reshape(-1, 1, 1, 4)
-        self.every = np.array([shape.every for shape in self.shapes])[:, None, None]
-        self.beat = np.array([shape.every * shape.pattern.every for shape in self.shapes])[:, None, None]
-        self.fresh = np.array([shape.exact for shape in self.shapes])[:, None, None]
-        self.weights = np.array([rule.weigh(shape.family.devices) for shape in self.shapes])
-
-    def grid(self, counts: Sequence[int]) -> tuple[Array, Array]:
-        """(shapes, warm-ups, counts): seconds, inf where no whole beat is left; dB, 0 where nothing is known."""
-        steps = np.array(counts)[None, None, :]
-        asked = np.minimum(self.warmups[None, :, None], steps)
-        first = np.where(self.fresh, 0, asked + (steps - asked) % self.every)
-        seconds = latency(self.paces, steps, first, self.beat)
-        seconds = np.where((self.every > 1) & (steps - first < self.every), inf, seconds)
-        decibels = np.zeros(seconds.shape)
-        if self.fidelity is not None:
-            known: dict[tuple[Look, int], Array] = {}
-            for i, shape in enumerate(self.shapes):
-                key = shape.look, shape.every
-                if key not in known:
-                    known[key] = self._psnr(shape.look, steps[0], first[i])
-                decibels[i] = known[key]
-        return seconds, decibels
-
-    def _psnr(self, seen: Look, steps: Any, first: Any) -> Array:
-        assert self.fidelity is not None
-        found = self.fidelity.psnr(seen, np.broadcast_to(steps, first.shape), first, self.reference)
-        return np.where(seen.exact & (np.broadcast_to(steps, first.shape) == self.reference), inf, found)
-
-    def best(self, counts: Sequence[int]) -> list[Option]:
-        """The best of every shape that keeps to the rule, the fastest first; of those that take the same time the truest."""
-        if not self.shapes:
-            return []
-        seconds, decibels = self.grid(counts)
-        allowed = np.where(decibels >= self.rule.floor_db, seconds, inf) if self.fidelity else seconds
-        least = allowed.min((1, 2), keepdims=True)
-        # A longer warm-up that costs nothing is worth its picture.
-        truest = np.where(allowed <= least * (1 + TIE), decibels, -inf).reshape(len(self.shapes), -1)
-        at = truest.argmax(1)
-        return self._options(at, counts, seconds, decibels, np.isfinite(least.ravel()))
-
-    def truer(self, best: Option) -> list[Option]:
-        """Candidates of fewer steps that take no longer and make a truer picture, the truest first."""
-        counts = range(max(4, self.reference // 8), self.reference)
-        if not counts or not self.shapes:
-            return []
-        seconds, decibels = self.grid(counts)
-        allowed = seconds * self.weights[:, None, None] <= (best.seconds or 0) * self.rule.weigh(best.devices)
-        better = np.where(allowed, decibels, -inf).reshape(len(self.shapes), -1)
-        at = better.argmax(1)
-        found = self._options(at, counts, seconds, decibels, better.max(1) > _db(best) + TRUER_DB)
-        return sorted(found, key=lambda option: -_db(option))
-
-    def frontier(self, most: int) -> list[Option]:
-        """About `most` candidates of any number of steps that no other one beats, by estimate; the fastest first."""
-        counts = range(max(4, self.reference // 8), self.reference + 1)
-        seconds, decibels = self.grid(counts)
-        if not self.shapes:
-            return []
-        values = np.where(decibels >= self.rule.floor_db, seconds * self.weights[:, None, None], inf).ravel()
-        order = np.lexsort((-decibels.ravel(), values))
-        order = order[: np.isfinite(values).sum()]
-        truth = decibels.ravel()[order]
-        reached = np.concatenate([[-inf], np.maximum.accumulate(truth)[:-1]])
-        picked, best = [], -inf
-        for flat in order[truth > reached]:
-            if decibels.ravel()[flat] > best + FRONTIER_DB:
-                best = float(decibels.ravel()[flat])
-                picked.append(divmod(int(flat), seconds[0].size))
-        if len(picked) > most:
-            picked = [picked[len(picked) * k // most] for k in range(most - 1)] + picked[-1:]
-        found = []
-        for i, at in picked:
-            wanted = np.arange(len(self.shapes)) == i
-            found += self._options(np.full(len(self.shapes), at), counts, seconds, decibels, wanted)
-        return found
-
-    def dominated(self, option: Option) -> bool:
-        """Whether fewer steps, on whatever devices, make a truer picture in no more time."""
-        return bool(self.truer(option))
-
-    def _options(
-        self, at: Any, counts: Sequence[int], seconds: Array, decibels: Array, wanted: Any
-    ) -> list[Option]:
-        """One per wanted shape, at flat index `at` of its grid, by value; without those that differ in nothing but dB."""
-        found: dict[Any, Option] = {}
-        flat, db = seconds.reshape(len(self.shapes), -1), decibels.reshape(len(self.shapes), -1)
-        values = flat[np.arange(len(self.shapes)), at] * self.weights
-        for i in np.lexsort((np.arange(len(self.shapes)), values)):
-            if not wanted[i] or not np.isfinite(values[i]):
-                continue
-            shape, (w, k) = self.shapes[i], divmod(int(at[i]), len(counts))
-            warmup, steps = int(self.warmups[w]), counts[k]
-            key = shape.family, shape.pattern, shape.rows, shape.strides, warmup, steps
-            known = db[i, at[i]] if self.fidelity else None
-            option = Option(
-                shape.scheme,
-                shape.arguments(warmup),
-                shape.family.devices,
-                steps,
-                float(flat[i, at[i]]),
-                known if known is None else float(known),
-                shape.exact,
-                shape=shape,
-                warmup=warmup,
-            )
-            if key not in found or _db(option) > _db(found[key]):
-                found[key] = option
-        return list(found.values())
-
-
 def _cut(option: Option) -> Any:
     """Equal for candidates that compute the same on the same devices and differ in what they exchange at most."""
     shape = option.shape
     return (shape.family, shape.rows, shape.strides, option.exact, option.steps) if shape else option.scheme
-
-
-def _db(option: Option) -> float:
-    return 0.0 if option.psnr_db is None else option.psnr_db

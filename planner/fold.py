@@ -21,17 +21,22 @@ def folded(plan: Plan) -> Plan:
 
 def seconds(plan: Plan, simulate: Simulate) -> float:
     """Latency of `plan`, from the simulation of a few of its beats: what is left out takes what the last kept one took."""
+    return told(plan, simulate)[0]
+
+
+def told(plan: Plan, simulate: Simulate) -> tuple[float, tuple[int, ...]]:
+    """`seconds`, and the peak memory of each rank in bytes."""
     short = folded(plan)
     timeline = simulate(short)
     if short == plan:
-        return timeline.latency_seconds
+        return timeline.latency_seconds, timeline.peak_memory_bytes
     ends = _ends(short, timeline)
     total, beat = timeline.latency_seconds, 0
     for phase, whole in zip(short.phases, plan.phases, strict=True):
         beat += phase.beats
         if whole.beats > phase.beats:
             total += (whole.beats - phase.beats) * (ends[beat] - ends[beat - 1]) / 1e9
-    return total
+    return total, timeline.peak_memory_bytes
 
 
 def _ends(plan: Plan, timeline: Timeline) -> list[int]:

@@ -66,9 +66,12 @@ def usable_bytes(device: Device) -> float:
     return USABLE * device.memory_bytes if device.memory_bytes > 0 else inf
 
 
-def shortage(plan: Plan, model: Model, cluster: Cluster) -> str:
-    """One sentence about the first device whose memory the plan does not fit in, "" if there is none."""
-    for name, need in zip(plan.devices, peak_bytes(plan, model), strict=True):
+def shortage(plan: Plan, model: Model, cluster: Cluster, peaks: Sequence[int] = ()) -> str:
+    """One sentence about the first device whose memory the plan does not fit in, "" if there is none.
+
+    peaks: `peak_bytes` from who has counted already.
+    """
+    for name, need in zip(plan.devices, peaks or peak_bytes(plan, model), strict=True):
         room = usable_bytes(cluster.device(name))
         if need > room:
             return f"{name} needs about {need / 1e9:.1f} GB and has {room / 1e9:.1f} GB to give"

@@ -65,6 +65,17 @@ class Place:
                     found.setdefault(self._same(family), family)
         return list(found.values())
 
+    def wholes(self, branches: int) -> list[Family]:
+        """All devices of every island, and with two branches in two halves, for schemes that choose among them."""
+        found = []
+        for names in self.islands():
+            if len(names) > 1 and self.connected(names):
+                order = self.order(names)
+                found.append(Family(order))
+                if branches == 2 and len(order) % 2 == 0:
+                    found.append(Family(order, (len(order) // 2,) * 2))
+        return found
+
     def _same(self, family: Family) -> Hashable:
         """Equal for families of which one is as good as the other: the same kinds at the same places, all links alike."""
         names = family.devices

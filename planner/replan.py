@@ -4,12 +4,14 @@ Every beat ends with each rank sharing the seconds of its computes. What is beli
 predicted seconds it takes. A belief changes when measurements have been off by more than a tolerance for some beats in
 a row; the plan changes when another one for the rest of the image saves enough. So neither noise nor a device that is
 as slow as it was believed to be moves anything.
+
+The next image begins with what was believed at the end of this one (`following`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.beats import STATE
@@ -44,25 +46,64 @@ class Policy:
         return (ratio > 1 + self.tolerance) - (ratio < 1 / (1 + self.tolerance))
 
 
-def replanning(plan: Plan, anew: Anew, cost: Cost, policy: Policy) -> Generator[Plan, Seen, None]:
-    """`plan`, which each beat then shares seconds in, and what follows from them."""
+@dataclass
+class Belief:
+    """How many times the predicted seconds each rank takes; `recent`: what was measured since that changed."""
+
+    factors: tuple[float, ...]
+    policy: Policy
+    recent: list[tuple[float, ...]] = field(default_factory=list)
+
+    def learn(self, measured: tuple[float, ...]) -> bool:
+        """Whether it changes by what was measured in one more beat."""
+        self.recent.append(measured)
+        changes = _persists(self.recent[-self.policy.patience :], self.factors, self.policy)
+        if changes:
+            self.factors, self.recent = measured, []  # the first of those beats may have been disturbed for a part of it only
+        return changes
+
+
+def replanning(
+    plan: Plan, anew: Anew, cost: Cost, policy: Policy, believed: tuple[float, ...] | None = None
+) -> Generator[Plan, Seen, None]:
+    """`plan`, which each beat then shares seconds in, and what follows from them. believed: what it was made for."""
     plan = replace(plan, phases=watched(plan.phases))
-    belief = (1.0,) * plan.ranks
-    recent: list[tuple[float, ...]] = []  # factors that were measured since the belief changed
+    belief = Belief(believed or (1.0,) * plan.ranks, policy)
     while True:
         seen = yield plan
-        if SECONDS not in seen.values:
+        if SECONDS not in seen.values or not belief.learn(_factors(plan, seen, cost)):
             continue
-        recent.append(_factors(plan, seen, cost))
-        if not _persists(recent[-policy.patience :], belief, policy):
-            continue
-        belief, recent = recent[-1], []  # the first of those beats may have been disturbed for a part of it only
-        slower = cost.slowed(dict(zip(plan.devices, belief, strict=True)))
+        slower = cost.slowed(dict(zip(plan.devices, belief.factors, strict=True)))
         rest = ordered(anew(seen.step, slower), plan.devices)
         going_on = remaining(plan, slower, seen.step)
         if remaining(rest, slower, 0) < (1 - policy.gain) * going_on:
             phases = resumed(plan, seen.step, watched(rest.phases))
-            plan = replace(plan, phases=phases, knobs=plan.knobs | _said(plan, rest, seen.step, belief))
+            plan = replace(plan, phases=phases, knobs=plan.knobs | _said(plan, rest, seen.step, belief.factors))
+
+
+def following(plan: Plan, seen: Sequence[Seen]) -> Plan:
+    """The plan of the next image: made for what was believed at the end of this one, on the same ranks.
+
+    plan: what this image began with; seen: what its scheme was told. The same plan if nothing else is believed now.
+    """
+    recipe = plan.recipe
+    if recipe is None or not (recipe.knobs or {}).get("replan"):
+        return plan
+    knobs = recipe.knobs or {}
+    before = knobs.get("believed") or (1.0,) * plan.ranks
+    policy = Policy(knobs["tolerance"]) if "tolerance" in knobs else Policy()
+    belief, scheme = Belief(before, policy), recipe.begin()
+    cost, now = Cost(recipe.model, recipe.job, recipe.cluster, recipe.profile), next(scheme)
+    for told in seen:
+        if SECONDS in told.values:
+            belief.learn(_factors(now, told, cost))
+        now = scheme.send(told)
+    if belief.factors == before:
+        return plan
+    # Rows and strides that were given are an image's first ones; who was left out was not seen.
+    free = {name: value for name, value in knobs.items() if name not in ("rows", "strides", "warm_rows")}
+    where = recipe.cluster.subset(plan.devices)
+    return replace(recipe, cluster=where, knobs=free | {"believed": belief.factors}).plan()
 
 
 def watched(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

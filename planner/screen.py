@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.attending import ATTEND, Attention
 from planner.beats import bundles
 from planner.cluster import Device
 from planner.cost import Cost
@@ -37,7 +39,7 @@ class Pattern:
     fresh: kinds gathered on the spot; stale: kinds that travel behind, `bundle` stops to a transfer. reach: how many
     bands up and down keys and values go, 0.3 for that portion of the next one's; None to all. spot: all of a layer's go
     to both neighbours and are waited for at the next layer of the same evaluation (PCPP as published). every: steps from
-    one exchange to the next.
+    one exchange to the next. attend: how attention is done in pieces, one of `planner.attending.ATTEND`, "" if it is not.
     """
 
     fresh: frozenset[str] = NONE
@@ -46,6 +48,7 @@ class Pattern:
     reach: float | None = None
     spot: bool = False
     every: int = 1
+    attend: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class Screen:
             one, two = (self.model.elements(parcel, Rows(0, n * unit), self.width, 1) for n in (1, 2))
             self._sizes[stops] = (two - one) // unit, 2 * one - two
         return self._sizes[stops]
+
+    @cached_property
+    def attentions(self) -> list[list[int]]:
+        """Stops of attentions of one shape."""
+        alike: dict[Any, list[int]] = {}
+        for s in self.model.points:
+            if self.model.stops[s].kind == "kv":
+                alike.setdefault((replace(self.model.stops[s], name=""), self.model.parts[s]), []).append(s)
+        return list(alike.values())
 
     def wires(self, devices: tuple[str, ...]) -> Wires:
         if devices not in self._wires:
@@ -142,9 +154,12 @@ class Team:
     def _stops(self, kinds: frozenset[str]) -> list[int]:
         return [s for s in self.model.points if self.model.stops[s].kind in kinds]
 
-    def _aligned(self, kinds: frozenset[str]) -> Array:
-        """Seconds to every stop where those of `kinds` are met at: per group the slowest of each stretch, and the link."""
-        stops = self._stops(kinds)
+    def _aligned(self, kinds: frozenset[str], attend: str = "") -> Array:
+        """Seconds to every stop where those of `kinds` are met at: per group the slowest of each stretch, and the link.
+
+        attend: so is every attention, which is then done in pieces.
+        """
+        stops = self._stops(kinds | {"kv"} if attend else kinds)
         if not stops:
             return self.to
         out = np.empty_like(self.to)
@@ -154,12 +169,15 @@ class Team:
             if wires.ranks == 1:
                 out[:, ranks] = own
                 continue
+            mine = parts[:, ranks].copy()
+            seconds = {s: self._gather((s,), ranks, wires) for s in stops if not attend or self.model.stops[s].kind != "kv"}
+            if attend:
+                seconds |= self._attended(attend, ranks, wires, mine)
+                own = np.cumsum(mine, axis=2)
+            meeting = np.stack([seconds[s] for s in stops], axis=1)
             edges = [0, *(s + 1 for s in stops)]
-            stretches: Array = np.add.reduceat(parts[:, ranks], edges, axis=2)
-            slowest = stretches[:, :, :-1].max(1)
-            for i, s in enumerate(stops):
-                slowest[:, i] += self._gather((s,), ranks, wires)
-            met = np.cumsum(slowest, axis=1)
+            stretches: Array = np.add.reduceat(mine, edges, axis=2)
+            met = np.cumsum(stretches[:, :, :-1].max(1) + meeting, axis=1)
             # Between two meetings a rank goes at its own pace, from the meeting on.
             at = np.searchsorted(stops, np.arange(own.shape[2]), side="left")
             start = np.insert(met, 0, 0.0, axis=1)
@@ -167,9 +185,26 @@ class Team:
             out[:, ranks] = start[:, None, at] + own - base[:, :, at]
         return out
 
+    def _attended(self, attend: str, ranks: slice, wires: Wires, parts: Array) -> dict[int, Array]:
+        """By stop: seconds of an attention in pieces, of all ranks together. Their own is taken out of `parts`.
+
+        Attentions of one shape are taken to be as long as each other.
+        """
+        devices, found = self.family.devices[ranks], dict[int, Array]()
+        running = np.array([self.screen.running(device, self.items)[-1] for device in devices])
+        own = self.rows[:, ranks] * float(self.screen.width)
+        for stops in self.screen.attentions:
+            after = [s + 1 for s in stops]
+            whole = (running[:, after] - running[:, stops]).mean(1)
+            mean = np.asarray(parts[:, :, after].mean(2), float)
+            one = Attention(self.screen.cost, devices, wires, stops[0], self.items, own, mean, whole)
+            found |= dict.fromkeys(stops, ATTEND[attend](one))
+            parts[:, :, after] *= 1 - one.share[:, :, None]
+        return found
+
     def _beats(self, pattern: Pattern) -> list[Array]:
         """When all meet at the end of each of SETTLED + 1 beats. The last one still sends, as all but the very last do."""
-        to = self._aligned(pattern.fresh)
+        to = self._aligned(pattern.fresh, pattern.attend)
         mine = to[:, :, -1]
         between = (self.every[:, None] // self.strides - 1) * (mine + self._pairs()[:, None])
         # Steps without an exchange: all meet for the noise, as in any other.

@@ -31,7 +31,7 @@ EVERY_VECTOR = 4  # devices up to which every vector of strides is looked at
 MOST_VECTORS = 48  # of more, per family
 WARMUPS = (1, 2, 3, 5, 8, 12)
 PUBLISHED_WARMUP = 5
-STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial", "price", "warm_rows"}  # stadi chooses by these itself
+STRIDED = {"thresholds", "exclude", "allowed", "temporal", "spatial", "price", "warm_rows", "believed"}  # stadi chooses by these itself
 
 
 Seconds = tuple[float, float, float, float]
@@ -76,7 +76,9 @@ class Shape:
         """The scheme's keyword arguments."""
         entry, own = TABLE[self.scheme], dict(self.knobs)
         if entry.cut:
-            own |= {"rows": self.rows, "split": self.family.split, "warmup": warmup}
+            own |= {"rows": self.rows, "split": self.family.split}
+        if entry.cut and entry.warms:
+            own["warmup"] = warmup
         return own | ({"strides": self.strides, "warm_rows": self.warm} if entry.strides else {})
 
 
@@ -99,6 +101,7 @@ class Search:
             if entry.pattern and not (entry.strides and STRIDED & set(given))
         }
         self._kinds = {stop.kind for stop in self.model.stops}
+        self._activations: dict[tuple[int, int], int] = {}
 
     @cached_property
     def families(self) -> list[Family]:
@@ -120,8 +123,38 @@ class Search:
         """Every shape that is feasible."""
         return [shape for family in self.families for shape in self._of(family)]
 
+    @cached_property
+    def unscreened(self) -> list[tuple[str, Knobs, Family, float]]:
+        """Candidates of the schemes without a pattern, each with seconds that it cannot be faster than.
+
+        They choose themselves who of a family takes part; so whole islands are enough, and halves of them.
+        """
+        wanted = [
+            (name, entry, self._taken(name))
+            for name, entry in TABLE.items()
+            if not entry.pattern and set(self.given) <= {*self._taken(name), "split", "warmup"}
+        ]
+        found = []
+        for family in self.place.wholes(len(self.job.branches)) if wanted else ():
+            if self.given.get("split") not in (None, family.split):
+                continue
+            for name, entry, taken in wanted:
+                if self._may(entry, family):
+                    for knobs in entry.variants(taken, self.bold):
+                        own = knobs | {key: value for key, value in self.given.items() if key == "warmup"}
+                        own |= {"split": family.split} if family.split else {}
+                        found.append((name, own, family, self._at_best(family, entry, own)))
+        return found
+
+    def _at_best(self, family: Family, entry: Entry, knobs: Knobs) -> float:
+        """Seconds if the fastest did the warm-up, and all the rest were divided without any loss."""
+        whole = [self.place.seconds[device] for device in family.devices]
+        warm = min(knobs.get("warmup", PUBLISHED_WARMUP), self.job.steps) if entry.warms else 0
+        late = (self.job.steps - warm) * entry.work(knobs)
+        return float(min(whole) * warm * (0.5 if family.split else 1) + late / sum(1 / seconds for seconds in whole))
+
     def _of(self, family: Family) -> Iterator[Shape]:
-        entries = {name: entry for name, entry in self.table.items() if entry.fits(family)}
+        entries = {name: entry for name, entry in self.table.items() if self._may(entry, family)}
         ones = [vector for vector in self._strides(family) if max(vector) == 1]
         longer = [vector for vector in self._strides(family) if max(vector) > 1]
         for vectors, strided in ((ones, False), (longer, True)):
@@ -129,6 +162,9 @@ class Search:
             cuts = [(rows, vector) for vector in vectors for rows in self._rows(family, vector)]
             if cuts and wanted:
                 yield from self._priced(family, wanted, cuts, strided)
+
+    def _may(self, entry: Entry, family: Family) -> bool:
+        return entry.fits(family) and entry.on(self.model, max(map(len, family.groups)))
 
     def _priced(
         self,
@@ -204,7 +240,10 @@ class Search:
 
     def _own_bytes(self, granules: int, items: int) -> int:
         """Activations of a band."""
-        return activation_bytes(self.model, self.job, granules * self.model.granule, items)
+        if (granules, items) not in self._activations:
+            rows = granules * self.model.granule
+            self._activations[granules, items] = activation_bytes(self.model, self.job, rows, items)
+        return self._activations[granules, items]
 
     def room(self, family: Family, rows: Sequence[int], copies: int = 0) -> bool:
         """Whether every device has the memory for its band, with so many copies of what the others send of theirs."""
@@ -246,7 +285,7 @@ class Search:
             return [self.given["rows"]] if self._right(family, self.given["rows"]) else []
         try:
             elastic = self._elastic(family, strides)
-        except InputError:
+        except (InputError, Infeasible):
             return []
         if max(strides) > 1:
             return [elastic]
@@ -281,15 +320,16 @@ class Search:
     def estimate(self, scheme: str, knobs: Knobs, family: Family) -> float | None:
         """Seconds of a scheme as it stands, even bands on all devices; None where that is not what it does."""
         entry = TABLE.get(scheme)
-        if not (entry and entry.pattern and entry.cut) or entry.strides or not entry.fits(family):
+        if not (entry and entry.pattern and entry.cut) or entry.strides or not self._may(entry, family):
             return None
-        sizes = [len(group) for group in family.groups]
+        sizes, ones = [len(group) for group in family.groups], (1,) * family.ranks
         if max(sizes) > self.screen.granules or not self.place.connected(family.devices):
             return None
-        rows = knobs.get("rows") or tuple(h for n in sizes for h in even(self.screen.height, n, self.model.granule))
+        level = tuple(h for n in sizes for h in even(self.screen.height, n, self.model.granule))
+        cuts = [] if entry.even else self._rows(family, ones)
+        rows = knobs.get("rows") or (cuts or [level])[0]
         if not self._right(family, rows):
             return None
-        ones = (1,) * family.ranks
         (pace,) = paces(self.team(family, [(rows, ones)]), same_for(self._kinds, entry.pattern(knobs)))
         shape = Shape(scheme, knobs, family, rows, ones, entry.pattern(knobs), entry.exact(knobs), pace)
         return self.seconds(shape, self.job.steps, knobs.get("warmup", PUBLISHED_WARMUP))

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from planner.model import Model
 from planner.placement import Family
 from planner.schemes.distrifusion import MODES
 from planner.screen import ALL, NONE, Pattern
 
 Knobs = dict[str, Any]
 Grid = dict[str, tuple[Any, ...]]  # values to try, by knob
+MOST_STAGES = 16  # where to cut more is a long question, and steps are as long as their hand-overs anyway
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,10 @@ class Entry:
     """How the search uses a scheme.
 
     fits: families it makes sense on; grids: the knobs' values, of each grid every combination; bold: more of them, for
-    somebody who knows what they do to the picture; exact: whether the picture is the single device's; cut, strides:
-    whether it takes `rows` (and `split`), `strides`; pattern: see above.
+    somebody who knows what they do to the picture; exact: whether the picture is the single device's; cut, strides,
+    warms: whether it takes `rows` (and `split`), `strides`, `warmup`; pattern: see above. on: models, and numbers of
+    devices for a branch, that it can be for. even: whether it cuts evenly where no rows are given, else by speed.
+    work: share of a step's work that it does at least, once the warm-up is over.
     """
 
     fits: Callable[[Family], bool]
@@ -35,7 +39,11 @@ class Entry:
     exact: Callable[[Knobs], bool] = lambda knobs: False
     cut: bool = False
     strides: bool = False
+    warms: bool = True
     pattern: Callable[[Knobs], Pattern] | None = None
+    on: Callable[[Model, int], bool] = lambda model, ranks: True
+    even: bool = True
+    work: Callable[[Knobs], float] = lambda knobs: 1.0
 
     def variants(self, given: Knobs, bold: bool = True) -> Iterator[Knobs]:
         """Every combination of knobs once; what is given takes the place of what would be tried."""
@@ -55,6 +63,14 @@ def one(family: Family) -> bool:
 
 def one_per_branch(family: Family) -> bool:
     return family.split == (1, 1)
+
+
+def several(family: Family) -> bool:
+    return family.ranks > 1
+
+
+def by_branch(family: Family) -> bool:
+    return family.split is not None
 
 
 def bands(family: Family) -> bool:
@@ -81,6 +97,21 @@ def alone(knobs: Knobs) -> Pattern:
 
 def full_sync(knobs: Knobs) -> bool:
     return knobs.get("mode") == "full_sync"
+
+
+def around(knobs: Knobs) -> Pattern:
+    return Pattern(frozenset({"halo", "stat"}), NONE, attend="ring")
+
+
+def by_heads(knobs: Knobs) -> Pattern:
+    return Pattern(NONE, NONE, attend="heads")
+
+
+def enough_heads(model: Model, ranks: int) -> bool:
+    """Whether nothing but attention looks beyond a band, and every rank gets a head of each."""
+    found = {stop.heads for stop in model.stops if stop.kind == "kv"}
+    local = any(stop.kind in ("halo", "stat") for stop in model.stops)
+    return not local and len(found) == 1 and ranks <= min(found)
 
 
 def always(knobs: Knobs) -> bool:
@@ -122,6 +153,21 @@ TABLE: dict[str, Entry] = {
         strides=True,
         pattern=displaced,
     ),
+    "asyncdiff": Entry(
+        several,
+        bold=({"stride": (2,)}, {"context": ("predict",)}, {"stride": (2,), "context": ("predict",)}),
+        on=lambda model, ranks: ranks <= MOST_STAGES,
+        work=lambda knobs: 1 / knobs.get("stride", 1),
+    ),
+    "hybridiff": Entry(
+        by_branch,
+        bold=({"context": ("predict",)},),
+        warms=False,
+        on=lambda model, ranks: ranks <= MOST_STAGES,
+        work=lambda knobs: 0.5,  # one branch of two
+    ),
+    "ring": Entry(bands, exact=always, cut=True, warms=False, pattern=around, even=False),
+    "ulysses": Entry(bands, exact=always, cut=True, warms=False, pattern=by_heads, on=enough_heads, even=False),
 }
 
 # As their papers have them: knobs beside the defaults of the scheme.

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from planner.beats import Layout, Message, Runs
 from planner.cost import Cost
@@ -146,7 +148,7 @@ def balance(
     @cache
     def link(i: int, nbytes: int) -> float:
         before = teams[i - 1][0]
-        return max(cost.message(before, device, nbytes) for device in teams[i] if device != before)
+        return max((cost.message(before, device, nbytes) for device in teams[i] if device != before), default=0.0)
 
     def compute(i: int, start: int, stop: int) -> float:
         return max(cost.compute(device, start, stop, height, batch) for device in teams[i])
@@ -155,22 +157,24 @@ def balance(
         nbytes = moved(start, stop, own)
         return compute(i, start, stop) + (link(i, nbytes) if nbytes else 0.0)
 
+    @cache
+    def runs(i: int) -> Any:
+        """(begin, end) among `ends`: seconds of that run on team i."""
+        found = np.full((len(ends), len(ends)), math.inf)
+        for a, b in combinations(range(len(ends)), 2):
+            found[a, b] = seconds(i, ends[a], ends[b])
+        return found
+
     def chain(first: int, length: int) -> list[tuple[float, tuple[int, ...]]]:
         """Per end: the slowest of the first `length` teams from ends[first] to it, and where each begins."""
-        nowhere: tuple[float, tuple[int, ...]] = (math.inf, ())
-        best = [nowhere for _ in ends]
-        best[first] = (0.0, ())
+        slowest = np.where(np.arange(len(ends)) == first, 0.0, math.inf)
+        begins: list[tuple[int, ...]] = [()] * len(ends)
         for i in range(length):
-            after = [nowhere for _ in ends]
-            for b in range(first + 1, len(ends)):
-                for a in range(first, b):
-                    before, begins = best[a]
-                    if before < after[b][0]:
-                        slowest = max(before, seconds(i, ends[a], ends[b]))
-                        if slowest < after[b][0]:
-                            after[b] = slowest, (*begins, ends[a])
-            best = after
-        return best
+            ways = np.maximum(slowest[:, None], runs(i))
+            best = ways.argmin(0)
+            slowest = ways.min(0)
+            begins = [(*begins[a], ends[a]) for a in best]
+        return list(zip(slowest.tolist(), begins, strict=True))
 
     if not outer:
         slowest, begins = chain(0, count)[-1]

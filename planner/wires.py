@@ -40,6 +40,19 @@ class Wires:
             return np.asarray(self._measured(nbytes @ near, "link").max(1))
         return np.asarray((nbytes @ (near * self.inverse) + (near * self.latency).max(0)).max(1))
 
+    def onward(self, nbytes: Array) -> Array:
+        """Everybody's to who comes next, from the last to the first; nbytes: as each receives."""
+        if self.table is not None:
+            return np.asarray(self._measured(nbytes, "link").max(1))
+        to = np.arange(self.ranks)
+        return np.asarray((nbytes * self.inverse[to - 1, to] + self.latency[to - 1, to]).max(1))
+
+    def divided(self, nbytes: Array) -> Array:
+        """Something else from each to each, (candidates, from, to)."""
+        if self.table is not None:
+            return np.asarray(self._measured(nbytes.sum(1), "link").max(1))
+        return np.asarray(((nbytes * self.inverse).sum(1) + self.latency.max(0)).max(1))
+
     def calls(self, nbytes: Array) -> Array:
         """(candidates, ranks): seconds that a gather costs each rank itself, posting and what is not hidden."""
         if self.table is None:

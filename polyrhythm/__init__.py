@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         job,
         load_planned,
         measure,
+        pareto,
         plan,
         run,
         save_measured,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         schedule,
         simulate,
     )
+    from polyrhythm.choosing import Wish
     from polyrhythm.comparing import compare, compare_set, save_page
     from polyrhythm.importing import Wanted, import_files
     from polyrhythm.replaying import Change, replay
@@ -82,9 +84,10 @@ _HOMES = {
     "planner.timeline": "Event Timeline",
     "planner.trace": "Trace",
     "polyrhythm.api": (
-        "UsageError catalog doctor explain fit job load_planned measure plan run save_measured save_planned "
-        "schedule simulate"
+        "UsageError catalog doctor explain fit job load_planned measure pareto plan run save_measured "
+        "save_planned schedule simulate"
     ),
+    "polyrhythm.choosing": "Wish",
     "polyrhythm.comparing": "compare compare_set save_page",
     "polyrhythm.importing": "Wanted import_files",
     "polyrhythm.replaying": "Change replay",
@@ -119,6 +122,7 @@ __all__ = [
     "Trace",
     "UsageError",
     "Wanted",
+    "Wish",
     "catalog",
     "cluster_from_flags",
     "compare",
@@ -137,6 +141,7 @@ __all__ = [
     "measure",
     "model_names",
     "parallelize",
+    "pareto",
     "plan",
     "replay",
     "run",

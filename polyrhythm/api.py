@@ -125,8 +125,8 @@ class LinkUse:
 class Performance:
     """A plan as it was performed, in the simulator or for real.
 
-    plan: the one in the end, where a scheme has adapted. output, seconds (of every repeat): of a run. outcome: of a
-    simulation under conditions.
+    plan: the one in the end, where a scheme has adapted. seconds: of every repeat, of which this is the median one in a
+    run and the last in a simulation. output: of a run. outcome: of a simulation under conditions.
     """
 
     plan: Plan
@@ -172,7 +172,9 @@ class Performance:
         if self.timeline.carried:
             document["links"] = [asdict(link) for link in self.links()]
         if self.seconds:
-            document |= {"repeats_seconds": list(self.seconds), "foreign_load_cores": self.foreign_load}
+            document["repeats_seconds"] = list(self.seconds)
+        if self.seconds and self.timeline.source == "measured":
+            document["foreign_load_cores"] = self.foreign_load
         return document | ({"output": self.output} if self.output else {})
 
 
@@ -188,17 +190,26 @@ def simulate(
     survive: bool = False,
     arriving: Arriving | None = None,
     seen: Sequence[Seen] = (),
+    repeats: int = 1,
 ) -> Performance:
     """Check the plan and perform it in the simulator; PlanError if it must not run, InputError if a cost is unknown.
 
     load: {device: [(seconds, occupancy), ...]}, as `sim.run.run` takes it. conditions, runs, seed, survive: as in
     `polyrhythm.simulating.under`; RankFailed or RankStalled if a fault ends it. arriving: {device: [(grid step,
     occupancy), ...]} beside the load. seen: what a scheme that adapts is told (`Timeline.seen`), in place of what is
-    simulated; not under conditions.
+    simulated; not under conditions, nor for several repeats: so many images one after the other, under one load, each
+    begun by a scheme that adapts with what the one before has shown (`planner.replan.following`).
     """
     model = load_model(plan.job.model)
     if arriving:
         load = dict(load or {}) | by_time(plan, model, cluster, profile, arriving)
+    if repeats > 1:
+        if conditions is not None or runs > 1 or seen:
+            raise UsageError("repeats are images under a load; leave out conditions, many runs, and what a scheme is told")
+        from polyrhythm.simulating import images
+
+        last, timeline, seconds = images(plan, cluster, profile, load, repeats)
+        return Performance(last, timeline, seconds=seconds, cluster=cluster)
     if conditions is None and runs == 1:
         done = _simulated(plan, model, cluster, profile, load, seen)
         bounded(done.timeline, done.plan, model, cluster, profile, load)

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from planner.choose import Option, Rule, choose, frontier
+from planner.choose import choose, frontier
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
@@ -17,6 +17,7 @@ from planner.fidelity import LEVELS, Fidelity
 from planner.job import Job
 from planner.model import Model
 from planner.plan import Plan
+from planner.pool import Option, Rule
 from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.volume import Volume, volume
@@ -35,7 +36,7 @@ class Wish:
     """What a plan should be.
 
     fidelity: how true the picture, a level of `planner.fidelity.LEVELS`; min_psnr: in dB, instead. fewer_steps: whether
-    it may take fewer than the job has, `never`, `truer` or `faster` as in `planner.choose.Rule`. objective: least
+    it may take fewer than the job has, `never` (the default), `truer` or `faster` as in `planner.pool.Rule`. objective: least
     `latency`, most images per second of the cluster (`throughput`), least `energy` or `money` per image; hourly: what
     each device costs, in the cluster's order. table: what is known of the picture, by default what is shipped.
     """
@@ -58,7 +59,7 @@ class Wish:
                 raise InputError(unknown(name, value, known))
         floor = LEVELS[self.fidelity or LEVEL] if self.min_psnr is None else self.min_psnr
         exact = self.fidelity == "strict" and self.min_psnr is None
-        return Rule(floor, exact, self.fewer_steps or "truer", self.weights(cost))
+        return Rule(floor, exact, self.fewer_steps or "never", self.weights(cost))
 
     def weights(self, cost: Cost) -> Callable[[tuple[str, ...]], float]:
         """What a second on some devices counts."""
@@ -120,7 +121,8 @@ class Picture:
 class Planned:
     """A checked plan, its cluster, its simulated timeline and its traffic; `candidates` if `auto` chose it.
 
-    asked: the job it was chosen for, of which it may take fewer steps. picture: what is known of it, if chosen.
+    asked: the job it was chosen for, of which it may take fewer steps. picture: what is known of it, if chosen. beaten: the
+    fastest plan with all steps, if fewer of them make a truer picture in no more time, as `rival` does.
     per_image: seconds of the whole cluster, and joules and dollars where power and prices are known.
     """
 
@@ -132,6 +134,21 @@ class Planned:
     asked: Job | None = None
     picture: Picture | None = None
     per_image: dict[str, float] = field(default_factory=dict)
+    beaten: Alternative | None = None
+    rival: Alternative | None = None
+
+    @property
+    def note(self) -> str:
+        """What should be known of fewer steps; "" if there is nothing."""
+        if self.rival is None or self.beaten is None or self.plan.steps < self.job.steps:
+            return ""
+        all_steps, fewer = (f"{o.scheme}, {o.predicted_seconds:.3g} s, {_db(o)}" for o in (self.beaten, self.rival))
+        taken = (self.plan.scheme, self.predicted_seconds) == (self.beaten.scheme, self.beaten.predicted_seconds)
+        so = "it is taken as there is no other" if taken else "so it is not taken"
+        return (
+            f"the fastest plan with all {self.job.steps} steps ({all_steps}) is worse than {self.rival.steps} steps would be "
+            f"({fewer}), {so}; --fewer-steps truer takes those"
+        )
 
     @property
     def job(self) -> Job:
@@ -147,6 +164,8 @@ class Planned:
         document["volume"] = self.volume.to_json()
         if self.picture is not None:
             document |= {"picture": asdict(self.picture), "asked_steps": self.job.steps, "per_image": self.per_image}
+        if self.rival is not None and self.beaten is not None:
+            document["fewer_steps"] = {"beaten": asdict(self.beaten), "rival": asdict(self.rival)}
         return document | ({"candidates": [asdict(c) for c in self.candidates]} if self.candidates else {})
 
 
@@ -165,6 +184,8 @@ def chosen(
         job,
         _picture(found.option, table),
         _per_image(found.option, wish, cost),
+        None if found.beaten is None else alternative(found.beaten),
+        None if found.rival is None else alternative(found.rival),
     )
 
 
@@ -287,6 +308,10 @@ def _point(option: Option) -> Point:
     psnr = None if option.psnr_db is None or option.psnr_db == inf else round(option.psnr_db, 1)
     exact = option.exact and psnr is None
     return Point(option.scheme, option.knobs, option.devices, option.steps, option.seconds or 0.0, psnr, exact)
+
+
+def _db(option: Alternative) -> str:
+    return "the same picture" if option.psnr_db is None else f"{option.psnr_db:.1f} dB"
 
 
 def _distinct(options: Iterable[Option]) -> Iterator[Alternative]:

@@ -236,16 +236,22 @@ def scheme(
     tolerance: Annotated[
         float | None, typer.Option(metavar="0.25", help="By how much they may differ from what is believed.")
     ] = None,
+    believed: Annotated[
+        str | None, typer.Option(metavar="1,2.5", help="How many times as long as predicted each device takes.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Which device, where one does it all.")] = None,
     bessel: Annotated[bool | None, typer.Option(help="GroupNorm variance as DistriFusion's code has it.")] = None,
     equal_weights: Annotated[bool | None, typer.Option(help="Weight bands alike in GroupNorm, not by rows.")] = None,
 ) -> tuple[str | None, dict[str, Any]]:
     """The scheme's name, if given, and the knobs that are given."""
     knobs = {name: value for name, value in locals().items() if value is not None and name != "scheme"}
-    for name in ("rows", "warm_rows", "strides", "split", "allowed", "heads", "thresholds", "portion", "damping"):
-        if name in knobs:
-            kind = float if name in ("thresholds", "portion", "damping") else int
-            knobs[name] = _numbers(name, knobs[name], kind)
+    for kind, names in (
+        (int, ("rows", "warm_rows", "strides", "split", "allowed", "heads")),
+        (float, ("thresholds", "portion", "damping", "believed")),
+    ):
+        for name in names:
+            if name in knobs:
+                knobs[name] = _numbers(name, knobs[name], kind)
     if cuts is not None:
         knobs["cuts"] = tuple(cuts.split(","))
     return scheme, knobs
@@ -367,7 +373,10 @@ def _planned(
         _only_file(file, job, scheme)
         return api.load_planned(file, cluster, profile)
     with working("planning"):
-        return api.plan(_given(cluster), _job(job), name or api.AUTO, profile, wish=wish, **knobs)
+        found = api.plan(_given(cluster), _job(job), name or api.AUTO, profile, wish=wish, **knobs)
+    if found.note:
+        _say(f"note: {found.note}")
+    return found
 
 
 def _only_file(file: Path, job: dict[str, Any], scheme: tuple[str | None, dict[str, Any]]) -> None:
@@ -547,6 +556,7 @@ def simulate(
     load: LoadFile = None,
     conditions: ConditionsFile = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Simulate so often, with seeds from --seed on.")] = 1,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="So many images, one after the other.")] = 1,
     survive: Annotated[
         bool, typer.Option("--survive", help="After a fault, plan what is left anew and go on.")
     ] = False,
@@ -564,7 +574,7 @@ def simulate(
     known = _profile(profile)
     found = _planned(plan, cluster, job, scheme, known)
     done = api.Performance(found.plan, found.timeline, cluster=found.cluster)
-    if load or conditions or runs > 1 or arrives or seen or found.plan.recipe:
+    if load or conditions or runs > 1 or repeats > 1 or arrives or seen or found.plan.recipe:
         from traces.conditions_file import load_conditions
         from traces.loads import load_load
 
@@ -579,6 +589,7 @@ def simulate(
             survive=survive,
             arriving=arrivals(arrives or []),
             seen=_told(seen),
+            repeats=repeats,
         )
     _write(done.timeline, timeline, chrome)
     _write_performed(performed, done, found.cluster)

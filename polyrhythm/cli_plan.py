@@ -36,7 +36,7 @@ def wish(
     ] = None,
     fewer_steps: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Fewer steps than asked: never, truer (default: if no slower) or faster."),
+        typer.Option(metavar="WHEN", help="Fewer steps than asked: never (default), truer (if no slower) or faster."),
     ] = None,
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="latency (default), throughput, energy or money.")

@@ -58,7 +58,8 @@ class Sweep:
 class RunResult:
     """What a run gave: its timeline (of the median repeat), seconds of every repeat, files, and foreign load in cores.
 
-    performed: the plan in the end, which is another one than what was asked for where a scheme has adapted.
+    performed: the plan in the end, which is another one than what was asked for where a scheme has adapted. begun: the
+    plan that each repeat began with.
     """
 
     timeline: Timeline
@@ -67,6 +68,7 @@ class RunResult:
     foreign_load: float
     late_deadlines: int = 0
     performed: Plan | None = None
+    begun: tuple[Plan, ...] = ()
 
 
 @dataclass
@@ -254,11 +256,13 @@ class Machine:
         foreign = load.foreign_cores()
         own = [results[member] for member in members]
         timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in own], own) for i in range(repeats)]
-        ranked = sorted(timelines, key=lambda timeline: timeline.latency_seconds)
-        chosen = timelines[-1] if profiler else ranked[len(ranked) // 2]
+        ranked = sorted(range(repeats), key=lambda i: timelines[i].latency_seconds)
+        chosen = repeats - 1 if profiler else ranked[len(ranked) // 2]
+        begun = _begun(plan, own[0])
         seconds = tuple(timeline.latency_seconds for timeline in timelines)
         late = sum(r["late"] for r in own)
-        return RunResult(chosen, seconds, output, foreign, late, performed(plan, chosen.seen))
+        timeline = timelines[chosen]
+        return RunResult(timeline, seconds, output, foreign, late, performed(begun[chosen], timeline.seen), begun)
 
     def _members(self, plan: Plan) -> list[int]:
         names = [device.name for device in self.cluster.devices]
@@ -376,8 +380,14 @@ def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
     repeats = len(results[0]["timelines"])
     timelines = [merge([Timeline.from_json(r["timelines"][i]) for r in results], results) for i in range(repeats)]
     seconds = tuple(timeline.latency_seconds for timeline in timelines)
-    done = performed(plan, timelines[-1].seen)
-    return RunResult(timelines[-1], seconds, what.get("output"), 0.0, performed=done)
+    begun = _begun(plan, results[0])
+    done = performed(begun[-1], timelines[-1].seen)
+    return RunResult(timelines[-1], seconds, what.get("output"), 0.0, performed=done, begun=begun)
+
+
+def _begun(plan: Plan, first: dict[str, Any]) -> tuple[Plan, ...]:
+    """What each repeat began with, from the first rank's result."""
+    return tuple(plan if plan.recipe is None else Plan.from_json(each) for each in first["plans"])
 
 
 def _unheard(step: int, /, **note: Any) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyrhythm.importing import Imported
     from polyrhythm.replaying import Replayed
     from polyrhythm.simulating import Outcome
+    from polyrhythm.whatif import Change
     from sim.runs import Estimate
     from traces.compare import Comparison
     from traces.ranking import Rankings
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 WIDTH = 120  # where the output is not a terminal
 DASH = "-"
 SHOWN = 12  # candidates
+NOTHING = 0.005  # a share of the latency that nobody would notice
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -151,7 +153,7 @@ def _worth(result: Planned) -> None:
     if picture is None:
         return
     if result.plan.steps < asked:
-        print(f"{result.plan.steps} of the {asked} steps: truer, or faster, than any way to take all (--fewer-steps never)")
+        print(f"{result.plan.steps} of the {asked} steps, as you allowed: truer, or faster, than any way to take all")
     if picture.exact:
         print("picture: the same as one device's, to rounding")
     elif picture.psnr_db is None:
@@ -252,11 +254,22 @@ def _explanation(result: Explanation, console: Console) -> None:
     _table(console, "critical path", ("what", "seconds", "share"), path)
     print(f"if transfers took no time: {seconds(result.free_transfers_seconds)}")
     print(f"one device's work divided without loss: {seconds(result.perfect_split_seconds)}")
-    for title, changes in (("the same plan", result.sensitivity), ("the best plan", result.worth)):
+    for title, changes in (("this plan on something faster", result.sensitivity), ("the best plan for other devices", result.worth)):
         if changes:
-            told = [(c.change, seconds(c.predicted_seconds), _faster(c.gain)) for c in changes]
+            told = [(c.change, seconds(c.predicted_seconds), _changed(c)) for c in changes]
             _table(console, title, ("if", "then", ""), told)
-    _alternatives("alternatives, by simulation", result.alternatives, console)
+    _alternatives("this plan and the runners-up", result.alternatives, console)
+
+
+def _changed(change: Change) -> str:
+    """How much that gives; of a device more or less, whether it is worth having."""
+    if change.predicted_seconds is None:
+        return change.reason
+    if not change.replanned:
+        return _faster(change.gain)
+    if abs(change.gain) < NOTHING:
+        return "no difference: " + ("not worth having" if change.fewer else "nothing to gain")
+    return _faster(change.gain) + (": worth having" if change.fewer and change.gain < 0 else "")
 
 
 def _faster(gain: float) -> str:

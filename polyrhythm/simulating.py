@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.check import check
 from planner.cluster import Cluster
 from planner.conditions import Conditions
-from planner.cost import Cost
+from planner.cost import Cost, nanoseconds
+from planner.course import Course, performed
 from planner.errors import Infeasible
 from planner.plan import Plan
 from planner.profile import Profile
+from planner.replan import following
 from planner.timeline import Timeline
 from sim.faults import Failed, Survived
 from sim.faults import survive as going_on
@@ -82,6 +85,25 @@ def under(
 
     timeline, repeated = repeat(once, runs, seed)
     return Outcome(timeline, repeated if runs > 1 else None, survived[0] if survived else None)
+
+
+def images(
+    plan: Plan, cluster: Cluster, profile: Profile | None, load: Mapping[str, Any] | None, count: int
+) -> tuple[Plan, Timeline, tuple[float, ...]]:
+    """So many images one after the other, under a load that goes on; a scheme that adapts learns from one to the next.
+
+    The last image's plan in the end, its timeline on a clock of its own, and the seconds of each.
+    """
+    model, seconds = load_model(plan.job.model), list[float]()
+    while True:
+        check(plan, model)
+        begin = nanoseconds(sum(seconds))
+        timeline = perform(Course(plan, model), model, cluster, profile, load=load, begin_seconds=begin / 1e9)
+        timeline.events = [event.later(-begin) for event in timeline.events]
+        seconds.append(timeline.latency_seconds)
+        if len(seconds) == count:
+            return performed(plan, timeline.seen), timeline, tuple(seconds)
+        plan = following(plan, timeline.seen)
 
 
 def _again(failed: Failed, plan: Plan, cluster: Cluster, profile: Profile | None) -> Plan:

@@ -22,13 +22,16 @@ STEP = 1.1  # how much better, to see what it gives
 class Change:
     """A change of the cluster and the latency with it. gain: the share by which that is shorter (negative: longer).
 
-    replanned: whether the best plan was looked for anew; otherwise it is the same plan.
+    replanned: whether the best plan was looked for anew; otherwise it is the same plan. fewer: whether a device is gone.
+    predicted_seconds: None, and a gain of 0, where there is no plan then; reason: why.
     """
 
     change: str
-    predicted_seconds: float
+    predicted_seconds: float | None
     gain: float
     replanned: bool = False
+    fewer: bool = False
+    reason: str = ""
 
 
 def sensitivity(planned: Planned, model: Model, profile: Profile | None) -> tuple[Change, ...]:
@@ -95,11 +98,13 @@ def worth(planned: Planned, model: Model, profile: Profile | None, wish: Wish) -
     best = chosen(model, job, cluster, profile, {}, wish).predicted_seconds
     found = []
     for what, other in _others(cluster):
+        fewer = len(other.devices) < len(cluster.devices)
         try:
             after = chosen(model, job, other, profile, {}, wish).predicted_seconds
-        except PolyrhythmError:
-            continue
-        found.append(Change(what, after, 1 - after / best, True))
+        except PolyrhythmError as error:
+            found.append(Change(what, None, 0.0, True, fewer, str(error)))
+        else:
+            found.append(Change(what, after, 1 - after / best, True, fewer))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from exec.models import load_pipeline
 from planner.cluster import Cluster
-from planner.course import Course
+from planner.course import Course, performed
 from planner.job import Job
 from planner.model import Model
 from planner.ops import SECONDS
@@ -112,3 +112,18 @@ def test_measured_seconds_decide_alike_on_all_ranks(machine: Machine, homes: dic
     predicted = simulate(course, plan.recipe.model, plan.recipe.cluster)
     assert course.plan.digest == done.timeline.plan_digest
     assert [predicted.ops(rank) for rank in range(3)] == [done.timeline.ops(rank) for rank in range(3)]
+
+
+def test_the_next_image_begins_with_what_was_measured_in_this_one(machine: Machine, homes: dict[str, Path]) -> None:
+    """Predictions that are far off: the second image's first plan is made for what the first has shown, on every rank."""
+    home = homes["unet"]
+    plan = planned(home, "unet", 2, tolerance=0.01)
+    done = machine.run(plan, str(home), embeds=str(home / "embeds.safetensors"), repeats=2)
+    first, second = done.begun
+    assert first.digest == plan.digest != second.digest
+    assert min(second.knobs["believed"]) > 0 and second.devices == plan.devices
+    # Whichever of the two is shown, the simulator told the same does the same from its first plan on.
+    begun = next(each for each in done.begun if performed(each, done.timeline.seen).digest == done.timeline.plan_digest)
+    predicted = simulate(Course(begun, recorded=done.timeline.seen), plan.recipe.model, plan.recipe.cluster)
+    assert done.performed.digest == predicted.plan_digest == done.timeline.plan_digest
+    assert [predicted.ops(rank) for rank in range(2)] == [done.timeline.ops(rank) for rank in range(2)]

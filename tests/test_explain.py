@@ -11,6 +11,7 @@ from planner.ops import Gather, Parcel, Wait
 from planner.timeline import Event, Timeline
 from polyrhythm import whatif, why
 from polyrhythm.path import Stretch, critical_path
+from polyrhythm.render import show
 from sim.run import run
 from tests.small import BOTTOM, MODEL, TOP, cluster, compute, phase, plan
 
@@ -145,6 +146,22 @@ def test_what_a_device_more_or_less_would_give():
     assert found["without rtx-5090"].gain < found["without rtx-3090"].gain <= 0
     assert found["one more rtx-5090"].gain >= found["one more rtx-3090"].gain >= 0
     assert all(c.replanned for c in found.values())
+
+
+def test_whether_a_device_is_worth_having_is_said(capsys):
+    """The t4 has no room for the model, and without the other one there is no plan."""
+    cluster = pr.cluster_from_flags("a100-80-sxm,t4", "pcie3-x16")
+    found = pr.explain(pr.plan(cluster, pr.job("flux-dev", steps=4)))
+    worth = {change.change: change for change in found.worth}
+    gone = worth["without a100-80-sxm"]
+    assert gone.predicted_seconds is None and "no plan fits in the memory" in gone.reason
+    assert worth["without t4"].gain == 0 and worth["without t4"].fewer and not worth["one more t4"].fewer
+    show(found, as_json=False)
+    told = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert "no difference: not worth having" in told["without t4"]
+    assert "no difference: nothing to gain" in told["one more t4"]
+    assert "shorter" in told["one more a100-80-sxm"]
+    assert "no plan fits" in told["without a100-80-sxm"]
 
 
 def test_one_more_is_joined_as_its_like_is():

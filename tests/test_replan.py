@@ -20,7 +20,7 @@ from planner.model import Model
 from planner.ops import SECONDS, Observe
 from planner.plan import Plan
 from planner.recipe import Recipe
-from planner.replan import Policy, ordered, remaining, watched
+from planner.replan import Policy, following, ordered, remaining, watched
 from planner.timeline import Seen
 from sim.run import run
 from tests.small import MODEL as SMALL
@@ -96,6 +96,51 @@ def test_gone_again_the_bands_are_even_again() -> None:
     assert second["slower"] == pytest.approx([1, 1], rel=0.01)
     # The middle of the image is on the unequal bands, both ends on the equal ones.
     assert [course.plan.at(step).rows[0].count for step in (0, first["step"], 49)] == [32, first["rows"][0], 32]
+
+
+def test_the_next_image_begins_with_what_this_one_has_shown() -> None:
+    """A device at 0.4 all the time: the first image finds out, the second knows from the start."""
+    cluster = pair()
+    plan = planned(cluster, temporal=False)
+    load = {plan.devices[1]: [(0.0, TAKEN)]}
+    done = pr.simulate(plan, cluster, load=load, repeats=3)
+    first, second, third = done.seconds
+    knew = planned(cluster, temporal=False, believed=(1.0, 1 / (1 - TAKEN)))
+    assert second == third == pytest.approx(run(knew, model(), cluster, load=load).latency_seconds, rel=0.01)
+    assert second < 0.98 * first
+    assert done.adapted == [] and done.plan.knobs["believed"] == pytest.approx([1, 1 / (1 - TAKEN)], rel=0.01)
+    assert done.timeline.latency_seconds == third and min(event.start_ns for event in done.timeline.events) == 0
+
+
+def test_what_has_gone_between_two_images_is_unlearned_in_the_next() -> None:
+    cluster = pair()
+    plan = planned(cluster, temporal=False)
+    alone = run(plan, model(), cluster).latency_seconds
+    load = {plan.devices[1]: [(0.0, TAKEN), (2.2 * alone, 0.0)]}
+    done = pr.simulate(plan, cluster, load=load, repeats=4)
+    assert done.plan.knobs["believed"] == pytest.approx([1, 1], rel=0.01)
+    assert done.seconds[3] == pytest.approx(alone, rel=0.01) and done.seconds[0] > 1.2 * alone
+
+
+def test_following_is_the_same_plan_where_nothing_was_learned_or_nobody_looks() -> None:
+    cluster = pair()
+    plan = planned(cluster)
+    assert following(plan, run(plan, model(), cluster).seen) is plan
+    static = planned(cluster, replan=False)
+    assert following(static, []) is static
+
+
+@pytest.mark.parametrize("knobs", [{}, {"split": (2, 2)}, {"split": (3, 1)}])
+def test_the_next_image_has_the_same_ranks_and_makes_itself_anew(knobs: dict[str, Any]) -> None:
+    cluster = pair(4)
+    plan = planned(cluster, **knobs)
+    seen = run(plan, model(), cluster, load={plan.devices[0]: [(0.0, TAKEN)]}).seen
+    after = following(plan, seen)
+    assert after.devices == plan.devices and after.digest != plan.digest
+    assert after.knobs["believed"][0] == pytest.approx(1 / (1 - TAKEN), rel=0.02)
+    assert Course(after).plan == after  # its recipe yields it first
+    assert Plan.from_json(after.to_json()).recipe == after.recipe
+    assert following(after, run(after, model(), cluster, load={plan.devices[0]: [(0.0, TAKEN)]}).seen) is after
 
 
 def test_a_watched_plan_costs_next_to_nothing_and_its_bytes_are_counted() -> None:

@@ -218,6 +218,16 @@ def test_phases_of_long_and_short_jobs(steps, expected):
     assert beats(World((1, 0.25), steps=steps).plan(stadi, price=0)) == expected
 
 
+@pytest.mark.parametrize(("price", "strides"), [(0.04, [1, 4]), (0.05, [1, 2]), (0.13, [1, 2]), (0.14, [1, 1])])
+def test_skipping_has_its_price(price, strides):
+    """Strides 4, 2 and 1 take 7.184, 9.136 and 10.4 s and lose 15/2, 3 * 44/128 and 0.
+
+    7.184 (1 + 7.5 p) is 9.136 (1 + 1.03125 p) at p = 0.044, and that is 10.4 at p = 0.134.
+    """
+    world = World((1, 0.25))
+    assert world.plan(stadi, price=price).knobs["strides"] == strides
+
+
 def test_warm_up_of_one_step_is_on_the_new_bands():
     assert beats(World((1, 0.5), steps=9).plan(stadi, warmup=1)) == [
         ("recut", 1, 1),

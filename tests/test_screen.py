@@ -24,6 +24,15 @@ from tests import small
 MODEL = replace(
     small.MODEL, parts=tuple(Part(per_own=1.0 + 0.37 * i, fixed=11.0 * i, parameters=7 * i) for i in range(5))
 )
+TRANSFORMER = replace(
+    MODEL,
+    family="mmdit",
+    stops=tuple(
+        replace(stop, kind="kv", channels=8, tokens=3, heads=4, pad=0) if stop.kind in ("halo", "stat", "kv") else stop
+        for stop in MODEL.stops
+    ),
+    parts=tuple(replace(part, per_pair=0.05 * (i % 2), per_all=0.02 * i) for i, part in enumerate(MODEL.parts)),
+)
 SLOWER = 1e4
 PATTERNS = {
     "full_sync": Pattern(fresh=ALL, stale=NONE),
@@ -33,18 +42,18 @@ PATTERNS = {
 }
 
 
-def world(speeds, link_rate=1e9, latency_ns=0, guidance=1.0, steps=20, profile=None):
+def world(speeds, link_rate=1e9, latency_ns=0, guidance=1.0, steps=20, profile=None, model=MODEL):
     """The small world 10,000 times slower, so that whole nanoseconds round nothing that can be seen."""
     cluster = small.cluster(*speeds)
     link = replace(cluster.links[0][2], bytes_per_second=link_rate / SLOWER, latency_seconds=latency_ns * SLOWER / 1e9)
     devices = tuple(replace(d, flops_per_second=d.flops_per_second / SLOWER) for d in cluster.devices)
     cluster = Cluster.all_to_all(devices, link)
-    return Cost(MODEL, small.job(steps, guidance), cluster, profile)
+    return Cost(model, small.job(steps, guidance), cluster, profile)
 
 
 def simulated(cost, scheme, **knobs):
-    plan = next(SCHEMES[scheme](cost.job, MODEL, cost.cluster, cost, **knobs))
-    return run(plan, MODEL, cost.cluster, cost=cost).latency_seconds
+    plan = next(SCHEMES[scheme](cost.job, cost.model, cost.cluster, cost, **knobs))
+    return run(plan, cost.model, cost.cluster, cost=cost).latency_seconds
 
 
 def estimated(cost, pattern, rows, strides=None, split=None, warmup=3):
@@ -101,6 +110,24 @@ def test_the_estimate_of_divided_branches(split, mode):
     rows = {(2, 2): (6, 2, 4, 4), (1, 3): (8, 4, 2, 2), (1, 1): (8, 8)}[split]
     found = simulated(cost, "distrifusion", mode=mode, rows=rows, split=split, warmup=3)
     assert estimated(cost, PATTERNS[mode], rows, split=split) == pytest.approx(found, rel=1e-3)
+
+
+@given(st.data(), st.lists(st.sampled_from([1.0, 0.8, 0.5]), min_size=2, max_size=4), st.sampled_from([1e8, 4e8, 1e9, 1e11]))
+@settings(max_examples=30, deadline=None)
+def test_the_estimate_of_attention_in_pieces(data, speeds, rate):
+    """What a faster rank is ahead by within an attention is not followed."""
+    for scheme, attend in (("ring", "ring"), ("ulysses", "heads")):
+        cost, rows = world(speeds, rate, latency_ns=30, model=TRANSFORMER), cut(data, len(speeds))
+        told = estimated(cost, Pattern(NONE, NONE, attend=attend), rows, warmup=0)
+        assert told == pytest.approx(simulated(cost, scheme, rows=rows), rel=0.03)
+
+
+def test_attention_of_divided_branches():
+    cost = world((1, 0.5, 0.8), 4e8, guidance=5.0, model=TRANSFORMER)
+    for scheme, attend in (("ring", "ring"), ("ulysses", "heads")):
+        found = simulated(cost, scheme, rows=(8, 4, 4), split=(1, 2))
+        pattern = Pattern(NONE, NONE, attend=attend)
+        assert estimated(cost, pattern, (8, 4, 4), split=(1, 2), warmup=0) == pytest.approx(found, rel=0.03)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

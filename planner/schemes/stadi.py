@@ -27,7 +27,7 @@ from planner.job import Job
 from planner.model import Model
 from planner.ops import Op
 from planner.plan import Context, Phase, Plan
-from planner.replan import Policy, replanning
+from planner.replan import Policy, ordered, replanning
 from planner.schemes.distrifusion import ALL, MODES, Mode, displaced
 from planner.schemes.single import single
 from planner.steps import STRIDES, allocate, beat, latency, lost, rounded, synchronous, three_way
@@ -64,6 +64,7 @@ def stadi(
     replan: bool = False,
     tolerance: float = 0.25,
     warm_rows: tuple[int, ...] | None = None,
+    believed: tuple[float, ...] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Bands on the devices that help; with all strides 1 the very phases of `distrifusion`.
 
@@ -82,7 +83,8 @@ def stadi(
     skipped: a device of stride above 1 holds its last evaluation for the steps between (`hold`), or predicts those it
     skips from its last two (`predict`); ours, at no cost.
     replan: each beat is timed, and rows and strides follow devices that become slower or faster by more than
-    `tolerance`, without starting again (`planner.replan`; ours). Those given are then the first ones.
+    `tolerance`, without starting again (`planner.replan`; ours). Those given are then the first ones. believed: how many
+    times as long as predicted each device takes, as the image before has shown; then all take part, in this order.
 
     Raises InputError where rows, strides, mode or split do not fit, Infeasible if there are too few devices.
     """
@@ -96,8 +98,12 @@ def stadi(
         raise InputError(f"stadi: skipped {skipped!r} is not one of {', '.join(SKIPPED)}")
     after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
-    exclude = exclude and rows is None and strides is None
-    task = Task(job, model, cost, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
+    exclude = exclude and rows is None and strides is None and believed is None
+    names = tuple(device.name for device in cluster.devices)
+    if believed is not None and (len(believed) != len(names) or min(believed) <= 0):
+        raise InputError(f"stadi: believed {believed}: give a number above 0 for each of {len(names)} devices")
+    slower = cost if believed is None else cost.slowed(dict(zip(names, believed, strict=True)))
+    task = Task(job, model, slower, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
     choice = _choose(task, _taking_part(task, cluster))
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
@@ -111,9 +117,11 @@ def stadi(
         "split": choice.split and list(choice.split),
         "context": context,
         "skipped": skipped,
-        "excluded": [device.name for device in cluster.devices if device.name not in choice.devices],
-    }
+        "excluded": [name for name in names if name not in choice.devices],
+    } | ({} if believed is None else {"believed": list(believed)})
     plan = Plan("stadi", job, choice.devices, phases, knobs)
+    if believed is not None:
+        plan = ordered(plan, names)
     if not replan or plan.ranks == 1:
         yield plan
         return
@@ -124,7 +132,7 @@ def stadi(
         again = _choose(replace(what, split=choice.split, exclude=False), choice.devices)
         return Plan("stadi", rest, again.devices, _phases(what, again, MODES[mode], bundle, after))
 
-    yield from replanning(plan, anew, cost, Policy(tolerance))
+    yield from replanning(plan, anew, cost, Policy(tolerance), believed)
 
 
 # From a choice to phases.

@@ -49,7 +49,7 @@ def ulysses(
     total = _total(model, max(sizes))
     items = job.batch * (1 if split else len(job.branches))
     if heads is None:
-        heads = _shares(cluster, cost, sizes, total, items)
+        heads = shares(cluster, cost, sizes, total, items)
     given = dict(zip(names, heads, strict=False))
 
     def seconds(device: str, count: int) -> float:
@@ -97,15 +97,15 @@ def _total(model: Model, devices: int) -> int:
     return total
 
 
-def _shares(cluster: Cluster, cost: Cost, sizes: tuple[int, ...], total: int, items: int) -> tuple[int, ...]:
+def shares(cluster: Cluster, cost: Cost, sizes: tuple[int, ...], total: int, items: int) -> tuple[int, ...]:
     """Heads per device, by the time that attention takes it; alike if the devices are."""
-    devices, shares = cluster.devices, list[int]()
+    devices, found = cluster.devices, list[int]()
     alike = len({(device.kind, device.occupancy) for device in devices}) == 1
     for size in sizes:
-        names = [device.name for device in devices[len(shares) : len(shares) + size]]
+        names = [device.name for device in devices[len(found) : len(found) + size]]
         curves = [partial(_times, 1.0 if alike else cost.attention(name, cost.height, items)) for name in names]
-        shares += tile(total, 1, curves)
-    return tuple(shares)
+        found += tile(total, 1, curves)
+    return tuple(found)
 
 
 def _times(seconds: float, heads: int) -> float:
