@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from planner.schemes import SCHEMES
     from planner.timeline import Event, Timeline
     from planner.trace import Trace
+    from planner.workload import Arrivals, RequestClass, Rules, State, Workload
     from polyrhythm.api import (
         UsageError,
         catalog,
@@ -54,7 +55,10 @@ if TYPE_CHECKING:
     from polyrhythm.choosing import Wish
     from polyrhythm.comparing import compare, compare_set, save_page
     from polyrhythm.importing import Wanted, import_files
+    from polyrhythm.recommending import Target, recommend
     from polyrhythm.replaying import Change, replay
+    from polyrhythm.services import Planning
+    from polyrhythm.serving import serve
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -83,6 +87,7 @@ _HOMES = {
     "planner.schemes": "SCHEMES",
     "planner.timeline": "Event Timeline",
     "planner.trace": "Trace",
+    "planner.workload": "Arrivals RequestClass Rules State Workload",
     "polyrhythm.api": (
         "UsageError catalog doctor explain fit job load_planned measure pareto plan run save_measured "
         "save_planned schedule simulate"
@@ -90,7 +95,10 @@ _HOMES = {
     "polyrhythm.choosing": "Wish",
     "polyrhythm.comparing": "compare compare_set save_page",
     "polyrhythm.importing": "Wanted import_files",
+    "polyrhythm.recommending": "Target recommend",
     "polyrhythm.replaying": "Change replay",
+    "polyrhythm.services": "Planning",
+    "polyrhythm.serving": "serve",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -101,6 +109,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "SCHEMES",
+    "Arrivals",
     "Change",
     "Cluster",
     "Device",
@@ -113,16 +122,22 @@ __all__ = [
     "NotANumber",
     "Plan",
     "PlanError",
+    "Planning",
     "PolyrhythmError",
     "Profile",
     "RankFailed",
     "RankStalled",
     "RanksDisagree",
+    "RequestClass",
+    "Rules",
+    "State",
+    "Target",
     "Timeline",
     "Trace",
     "UsageError",
     "Wanted",
     "Wish",
+    "Workload",
     "catalog",
     "cluster_from_flags",
     "compare",
@@ -143,6 +158,7 @@ __all__ = [
     "parallelize",
     "pareto",
     "plan",
+    "recommend",
     "replay",
     "run",
     "save_cluster",
@@ -153,6 +169,7 @@ __all__ = [
     "save_timeline",
     "save_trace",
     "schedule",
+    "serve",
     "simulate",
     "unparallelize",
     "write_chrome",

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.importing import Imported
+    from polyrhythm.recommending import Recommended
     from polyrhythm.replaying import Replayed
+    from polyrhythm.serving import Served
     from polyrhythm.simulating import Outcome
     from polyrhythm.whatif import Change
     from sim.runs import Estimate
@@ -563,6 +565,18 @@ def _demo(result: Demo, console: Console) -> None:
     print(f"{result.seconds:.0f} s in all; wrote {', '.join(result.files)}")
 
 
+def _served(result: Served, console: Console) -> None:
+    from polyrhythm import render_serving
+
+    render_serving.served(result, console)
+
+
+def _recommended(result: Recommended, console: Console) -> None:
+    from polyrhythm import render_serving
+
+    render_serving.recommended(result, console)
+
+
 _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Planned": _plan,
     "Frontier": _frontier,
@@ -578,4 +592,6 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Comparison": _comparison,
     "Rankings": _rankings,
     "Demo": _demo,
+    "Served": _served,
+    "Recommended": _recommended,
 }

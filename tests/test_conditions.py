@@ -474,7 +474,7 @@ def test_a_file_of_conditions(tmp_path):
     [
         (
             '[[load]]\non = "d0"\noccupanci = 1',
-            r"c.toml:1:1 load\[0\]: unknown key 'occupanci'; did you mean 'occupancy'",
+            r"c.toml:3:1 load\[0\].occupanci: unknown key 'occupanci'; did you mean 'occupancy'",
         ),
         ('[[loads]]\non = "d0"', r"c.toml:1:1 loads: .*did you mean 'load'"),
         ('\n[[fault]]\non = "d0"\nkind = "dies"', r"c.toml:2:1 fault\[0\].at_seconds: missing"),

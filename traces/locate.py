@@ -73,16 +73,20 @@ def json_literal(text: str, literal: str) -> int:
 def toml_offset(text: str, path: Path) -> int | None:
     """Offset of the line that sets the key at `path`, or the nearest of its tables; None if neither is found.
 
-    A search, not a parse: the n-th `[[table]]` header, then `key =` before the next header.
+    A search, not a parse: the n-th `[[table]]` header, or the `[table]` one, then `key =` before the next header.
     """
     start, end, found = 0, _next_header(text, 0), None
     for i, step in enumerate(path):
         if isinstance(step, int):
             continue
         key = re.escape(step)
-        headers = list(re.finditer(rf"^[ \t]*\[\[[ \t]*{key}[ \t]*\]\]", text, re.MULTILINE))
-        index = path[i + 1] if i + 1 < len(path) else 0
-        if isinstance(index, int) and index < len(headers):
+        headers = [
+            *re.finditer(rf"^[ \t]*\[\[[ \t]*{key}[ \t]*\]\]", text, re.MULTILINE),
+            *re.finditer(rf"^[ \t]*\[[ \t]*{key}[ \t]*\]", text, re.MULTILINE),
+        ]
+        after = path[i + 1] if i + 1 < len(path) else 0
+        index = after if isinstance(after, int) else 0
+        if index < len(headers):
             found = headers[index].start()
             start, end = headers[index].end(), _next_header(text, headers[index].end())
         else:
