@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from polyrhythm.comparing import compare, compare_set, save_page
     from polyrhythm.importing import Wanted, import_files
     from polyrhythm.replaying import Change, replay
+    from polyrhythm.sweeping import sweep
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -88,6 +89,7 @@ _HOMES = {
     "polyrhythm.comparing": "compare compare_set save_page",
     "polyrhythm.importing": "Wanted import_files",
     "polyrhythm.replaying": "Change replay",
+    "polyrhythm.sweeping": "sweep",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -149,6 +151,7 @@ __all__ = [
     "save_trace",
     "schedule",
     "simulate",
+    "sweep",
     "unparallelize",
     "write_chrome",
 ]

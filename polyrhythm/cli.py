@@ -693,4 +693,4 @@ def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, tra
         _misused("--trace-latents needs --output x.safetensors")
 
 
-from polyrhythm import cli_plan, cli_traces  # noqa: E402, F401  # plan, explain, calibrate; import, replay, compare
+from polyrhythm import cli_plan, cli_sweep, cli_traces  # noqa: E402, F401  # plan ...; sweep; import, replay, compare

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyrhythm.importing import Imported
     from polyrhythm.replaying import Replayed
     from polyrhythm.simulating import Outcome
+    from polyrhythm.sweeping import Sweep
     from sim.runs import Estimate
     from traces.compare import Comparison
     from traces.ranking import Rankings
@@ -550,6 +551,12 @@ def _demo(result: Demo, console: Console) -> None:
     print(f"{result.seconds:.0f} s in all; wrote {', '.join(result.files)}")
 
 
+def _sweep(result: Sweep, console: Console) -> None:
+    from polyrhythm.render_sweep import shown
+
+    shown(result, console)
+
+
 _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Planned": _plan,
     "Frontier": _frontier,
@@ -563,6 +570,7 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Imported": _imported,
     "Replayed": _replayed,
     "Comparison": _comparison,
+    "Sweep": _sweep,
     "Rankings": _rankings,
     "Demo": _demo,
 }
