@@ -1,7 +1,8 @@
 """Do we predict what papers measured? Calibrate on single devices and one multi-device figure per hardware, predict the rest.
 
 Run: python benchmarks/published.py [--json] [--rows FILE]. The rows are in benchmarks/published.toml; --rows adds
-those of a file of the same form, predicted with the same calibration.
+those of a file of the same form, predicted with the same calibration. STADI's range ("up to 45 % less than patch
+parallelism" under load) is no row, for which loads is not known to us: all of a range are predicted.
 
 Per hardware, seconds per kernel, per FLOP, and (where there are three latencies) per FLOP of attention are fitted to its
 single-device latencies. One more number is set so that one multi-device row comes out: either what every point of
@@ -45,7 +46,7 @@ HOP_SECONDS = {"nvlink": 3.4e-6, "pcie": 5.7e-6}  # of a ring of NCCL beyond its
 
 @dataclass(frozen=True)
 class Row:
-    """One published latency. devices: how many; steps: of the grid; knobs: of the scheme."""
+    """One published latency. devices: how many; occupancy: of each; steps: of the grid; knobs: of the scheme."""
 
     name: str
     hardware: str
@@ -56,6 +57,7 @@ class Row:
     table: str
     devices: int = 1
     steps: int = 50
+    occupancy: tuple[float, ...] = ()
     knobs: dict[str, Any] = field(default_factory=dict)
     calibrates: bool = False
     explained: str = ""
@@ -134,7 +136,8 @@ def calibrated(name: str, entry: dict[str, Any], rows: list[Row]) -> Hardware:
 def predicted(hardware: Hardware, row: Row) -> float:
     """Simulated seconds of a row."""
     model, job = load_model(row.model), row.job
-    devices = tuple(Device(f"gpu{i}", hardware.device) for i in range(row.devices))
+    taken = row.occupancy or (0.0,) * row.devices
+    devices = tuple(Device(f"gpu{i}", hardware.device, occupancy=share) for i, share in enumerate(taken))
     link = hardware.links[row.devices > 2]
     cluster = Cluster.all_to_all(devices, link)
     profile = Profile(_parts(hardware, model, job), _messages(link, row.devices))
@@ -184,6 +187,35 @@ def _tuples(knobs: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """Two devices, of one of which others take a share: seconds of patch parallelism and of STADI, what STADI saves."""
+
+    hardware: str
+    occupancy: float
+    patches: float
+    stadi: float
+    saved: float
+
+
+# As far as the abstract and its reconstruction go (planner/schemes/stadi.py): every step or every other one, by two
+# thresholds, rows by speed; thresholds None lets the prediction choose, as our default does.
+STADI = {"published": {"allowed": (1, 2), "thresholds": (0.75, 0.25)}, "chosen": {"allowed": (1, 2)}}
+STADI_ON = ("rtx-3090", "a100")
+LOADS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def loaded(name: str, hardware: Hardware, knobs: dict[str, Any]) -> list[Loaded]:
+    """STADI's claim over loads: SDXL, 50 steps, two equal devices."""
+    found = []
+    for share in LOADS:
+        both = Row("", name, "sdxl", 1024, "distrifusion", 0.0, "", devices=2, occupancy=(0.0, share))
+        patches = predicted(hardware, both)
+        stadi = predicted(hardware, replace(both, scheme="stadi", knobs=knobs))
+        found.append(Loaded(name, share, patches, stadi, 1 - stadi / patches))
+    return found
+
+
+@dataclass(frozen=True)
 class Outcome:
     """error: predicted / published - 1. calibrates: the row was fitted to, so its error says how well the fit is."""
 
@@ -202,6 +234,9 @@ def outcomes(extra: Path | None = None) -> tuple[dict[str, Hardware], list[Outco
     used = {entry.get("seam") or entry.get("rate") for entry in entries.values()}
     found = []
     for row in [*rows, *(read(extra)[1] if extra else [])]:
+        if row.scheme not in SCHEMES:
+            print(f"{row.name}: not predicted, there is no scheme {row.scheme}", file=sys.stderr)
+            continue
         seconds = predicted(hardware[row.hardware], row)
         told = row.calibrates or row.name in used
         found.append(Outcome(row.name, row.table, row.seconds, seconds, seconds / row.seconds - 1, told, row.explained))
@@ -216,8 +251,15 @@ def main() -> None:
     hardware, found = outcomes(options.rows)
     free = [outcome for outcome in found if not outcome.calibrates]
     near = sum(abs(outcome.error) <= 0.1 for outcome in free)
+    ranges = {
+        f"{name}, strides {how}": loaded(name, hardware[name], knobs)
+        for name in STADI_ON
+        for how, knobs in STADI.items()
+    }
     if options.json:
-        print(json.dumps({"within_10_percent": near, "predicted": len(free), "rows": [asdict(o) for o in found]}))
+        stadi = {title: [asdict(point) for point in points] for title, points in ranges.items()}
+        rows = [asdict(o) for o in found]
+        print(json.dumps({"within_10_percent": near, "predicted": len(free), "rows": rows, "stadi": stadi}))
         return
     for name, fit in hardware.items():
         rates = f"{1e-12 / fit.per_flop:.1f} TFLOP/s, attention {1e-12 / fit.per_attention_flop:.1f} TFLOP/s"
@@ -235,6 +277,11 @@ def main() -> None:
         )
         print(f"{o.name:26} {o.published:7.3f} {o.predicted:7.3f} {o.error:+7.1%}  {mark:11} {o.explained}")
     print(f"{near} of {len(free)} predicted rows within 10 %, largest {max(abs(o.error) for o in free):.1%}")
+    for title, points in ranges.items():
+        print(f"\nSTADI on two {title}; published: up to 45 % less than patches")
+        print("occupancy  patches    stadi   less")
+        for point in points:
+            print(f"{point.occupancy:9.1f} {point.patches:7.2f} s {point.stadi:7.2f} s {point.saved:6.1%}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Does the simulator scale? One million op events, 64 devices that share links, 1,024 devices, and growth with the task.
 
-Run: python benchmarks/scale.py [--json] [--plot FILE]. Prints processor seconds of `sim.run.run` (pricing included) and
-peak memory. The model is SDXL's shipped description; 1,024 devices share one synthetic image of as many granules.
+Run: python benchmarks/scale.py [--json] [--plot FILE] [--every-beat]. Prints processor seconds of `sim.run.run` (pricing
+included) and peak memory; with --every-beat beats that repeat are simulated all the same. The model is SDXL's shipped
+description; 1,024 devices share one synthetic image of as many granules.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from planner.cluster import Cluster, Device, Link  # noqa: E402
 from planner.cost import Cost  # noqa: E402
 from planner.job import Job  # noqa: E402
 from planner.model import Model, Part, Stop  # noqa: E402
-from planner.schemes.distrifusion import distrifusion  # noqa: E402
+from planner.schemes import SCHEMES  # noqa: E402
+from sim import repeat  # noqa: E402
 from sim.run import run  # noqa: E402
 
 
@@ -43,10 +45,10 @@ def tall() -> Model:
     return Model("tall", "unet", 4, 8, 1, 10**9, tuple(stops), (Part(per_own=1e8, kernels=100),) * 4)
 
 
-def timed(model: Model, job: Job, where: Cluster, **knobs: object) -> dict[str, float]:
+def timed(model: Model, job: Job, where: Cluster, scheme: str = "distrifusion") -> dict[str, float]:
     """Processor seconds of planning and of a run, with its number of events."""
     begin = process_time()
-    plan = next(distrifusion(job, model, where, Cost(model, job, where), **knobs))
+    plan = next(SCHEMES[scheme](job, model, where, Cost(model, job, where)))
     planned = process_time()
     timeline = run(plan, model, where)
     return {
@@ -56,6 +58,7 @@ def timed(model: Model, job: Job, where: Cluster, **knobs: object) -> dict[str, 
         "plan_seconds": planned - begin,
         "run_seconds": process_time() - planned,
         "latency_seconds": timeline.latency_seconds,
+        "events_digest": timeline.events_digest,
     }
 
 
@@ -65,9 +68,14 @@ def million() -> dict[str, float]:
     return timed(model, Job(model.name, 1024, 1024, 8000), private(8))
 
 
-def contended(devices: int = 64, steps: int = 50) -> dict[str, float]:
+def contended(devices: int = 64, steps: int = 50, scheme: str = "distrifusion") -> dict[str, float]:
     model = sdxl()
-    return timed(model, Job(model.name, 4096, 4096, steps), boxes(devices))
+    return timed(model, Job(model.name, 4096, 4096, steps), boxes(devices), scheme)
+
+
+def messages() -> dict[str, float]:
+    """PCPP, whose neighbours exchange layer by layer: 389,125 messages that meet on links."""
+    return contended(scheme="pcpp")
 
 
 def many() -> dict[str, float]:
@@ -81,14 +89,14 @@ def growth() -> list[dict[str, float]]:
     return [contended(devices, steps) for devices in (8, 16, 32, 64) for steps in (25, 50, 100)]
 
 
-PARTS = {"million": million, "contended": contended, "many": many, "growth": growth}
+PARTS = {"million": million, "contended": contended, "messages": messages, "many": many, "growth": growth}
 
 
-def measure() -> dict[str, object]:
+def measure(*flags: str) -> dict[str, object]:
     """Each part in a process of its own, so that its memory is its own."""
     found = {}
     for name in PARTS:
-        words = [sys.executable, __file__, "--part", name]
+        words = [sys.executable, __file__, "--part", name, *flags]
         found[name] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -115,11 +123,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--every-beat", action="store_true")
     options = parser.parse_args()
+    if options.every_beat:
+        repeat.KEPT = ()
     if options.part:
         print(json.dumps(PARTS[options.part]()))
         return
-    found = measure()
+    found = measure(*["--every-beat"] * options.every_beat)
     if options.plot:
         plot(found, options.plot)
     if options.json:

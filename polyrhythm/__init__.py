@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from polyrhythm.replaying import Change, replay
     from polyrhythm.services import Planning
     from polyrhythm.serving import serve
+    from polyrhythm.sweeping import sweep
     from traces.chrome import write_chrome
     from traces.store import (
         cluster_from_flags,
@@ -99,6 +100,7 @@ _HOMES = {
     "polyrhythm.replaying": "Change replay",
     "polyrhythm.services": "Planning",
     "polyrhythm.serving": "serve",
+    "polyrhythm.sweeping": "sweep",
     "traces.chrome": "write_chrome",
     "traces.store": (
         "cluster_from_flags load_cluster load_model load_profile load_timeline load_trace model_names save_cluster "
@@ -171,6 +173,7 @@ __all__ = [
     "schedule",
     "serve",
     "simulate",
+    "sweep",
     "unparallelize",
     "write_chrome",
 ]

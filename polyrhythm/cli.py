@@ -704,5 +704,5 @@ def _check_run(prompt: str | None, embeds: Path | None, output: Path | None, tra
         _misused("--trace-latents needs --output x.safetensors")
 
 
-# plan, explain, calibrate; serve, recommend; import, replay, compare
-from polyrhythm import cli_plan, cli_serve, cli_traces  # noqa: E402, F401
+# plan, explain, calibrate; serve, recommend; sweep; import, replay, compare
+from polyrhythm import cli_plan, cli_serve, cli_sweep, cli_traces  # noqa: E402, F401

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from polyrhythm.replaying import Replayed
     from polyrhythm.serving import Served
     from polyrhythm.simulating import Outcome
+    from polyrhythm.sweeping import Sweep
     from polyrhythm.whatif import Change
     from sim.runs import Estimate
     from traces.compare import Comparison
@@ -577,6 +578,12 @@ def _recommended(result: Recommended, console: Console) -> None:
     render_serving.recommended(result, console)
 
 
+def _sweep(result: Sweep, console: Console) -> None:
+    from polyrhythm.render_sweep import shown
+
+    shown(result, console)
+
+
 _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Planned": _plan,
     "Frontier": _frontier,
@@ -590,6 +597,7 @@ _PEOPLE: dict[str, Callable[[Any, Console], None]] = {
     "Imported": _imported,
     "Replayed": _replayed,
     "Comparison": _comparison,
+    "Sweep": _sweep,
     "Rankings": _rankings,
     "Demo": _demo,
     "Served": _served,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from simpy import Event
 from simpy.events import NORMAL, EventPriority
 
-from planner.cost import nanoseconds
 from planner.routes import Crossing, Hop
 from sim.clock import Clock
 from sim.fair import fair_rates
@@ -22,23 +22,42 @@ LAST = EventPriority(NORMAL + 1)  # after everything else of an instant
 REMEMBERED = 4096  # solutions
 
 
-class Flow:
-    """A coflow under way. rate: bytes per nanosecond over its busiest hop; left: bytes at `since_ns`."""
+class Way:
+    """A crossing as flows use it. number: its place in the order in which rates are added up; size: bytes over its
+    busiest hop; loads: the share of them over each; most: bytes per nanosecond."""
 
-    __slots__ = ("crossing", "left", "loads", "meeting", "most", "rate", "since_ns", "timer")
+    __slots__ = ("crossing", "loads", "most", "number", "size")
 
-    def __init__(self, meeting: Event, crossing: Crossing, loads: dict[Hop, float], left: float) -> None:
-        self.meeting, self.crossing, self.loads, self.left = meeting, crossing, loads, left
+    def __init__(self, number: int, crossing: Crossing) -> None:
+        self.number, self.crossing, self.size = number, crossing, crossing.nbytes
+        self.loads = {hop: nbytes / self.size for hop, nbytes in crossing.loads.items() if nbytes}
         self.most = crossing.most_bytes_per_second / 1e9
-        self.rate, self.since_ns = 0.0, 0.0
+
+
+class Flow:
+    """A coflow under way. rate: bytes per nanosecond over its busiest hop; left: bytes at `since_ns` + `ahead`.
+
+    Times are whole nanoseconds and what is beyond, so that the same happens at any time of day to the last bit.
+    """
+
+    __slots__ = ("ahead", "left", "loads", "meeting", "number", "rate", "since_ns", "timer", "way")
+
+    def __init__(self, meeting: Event, way: Way, left: float, since_ns: int, ahead: float) -> None:
+        self.meeting, self.way, self.loads, self.number, self.left = meeting, way, way.loads, way.number, left
+        self.since_ns, self.ahead = since_ns, ahead
+        self.rate = 0.0
         self.timer = 0  # of the solution that knows when it ends
+
+
+_number = attrgetter("number")
 
 
 class Network:
     """The links of a cluster, and the flows on them.
 
-    capacity: bytes per second of every hop; carried: bytes that went over it; changed_ns: when a flow last came or went.
-    watch: called with (nanoseconds, {hop: bytes per second}) after every solution, for the links that it is about.
+    capacity: bytes per second of every hop; changed_ns: when a flow last came or went. crossings: those to come, in an
+    order that does not depend on what happens. watch: called with (nanoseconds, {hop: bytes per second}) after every
+    solution, for the links that it is about.
     """
 
     def __init__(
@@ -46,34 +65,36 @@ class Network:
         clock: Clock,
         capacity: Mapping[Hop, float],
         watch: Callable[[int, dict[Hop, float]], None] | None = None,
+        crossings: Iterable[Crossing] = (),
     ) -> None:
         self.clock, self.watch = clock, watch
         self.capacity = {hop: rate / 1e9 for hop, rate in capacity.items()}
-        self.carried = dict.fromkeys(capacity, 0.0)
         self._users: dict[Hop, dict[Flow, None]] = {hop: {} for hop in capacity}
         self._touched: dict[Hop, None] = {}  # hops of the changes of this instant; empty if there was none
         self._coming: dict[int, list[Flow]] = {}
-        self._loads: dict[
-            int, tuple[Crossing, dict[Hop, float]]
-        ] = {}  # by id; the crossing is kept, so ids stay its own
+        self._ways: dict[int, Way] = {}  # by the crossing's id; a way keeps it, so ids stay its own
+        for crossing in crossings:
+            self._way(crossing)
         self._solved: dict[tuple[int, ...], list[float]] = {}
         self._timer = 0
         self.changed_ns = 0
 
+    def _way(self, crossing: Crossing) -> Way:
+        way = self._ways.get(id(crossing))
+        if way is None:
+            way = self._ways[id(crossing)] = Way(len(self._ways), crossing)
+        return way
+
     def carry(self, meeting: Event, crossing: Crossing, begin_ns: int, factor: float = 1.0) -> None:
         """Let `meeting` happen when all of the crossing that begins then has arrived; factor: how much longer it takes."""
-        latency = crossing.latency_seconds * factor
-        size = crossing.nbytes
-        if not size:
-            self.clock.schedule(meeting, delay=begin_ns + nanoseconds(latency) - self.clock.now)
+        way, latency_ns = self._way(crossing), crossing.latency_seconds * factor * 1e9
+        whole = round(latency_ns)
+        since, now = begin_ns + whole, self.clock.now
+        if not way.size:
+            self.clock.schedule(meeting, delay=since - now)
             return
-        known = self._loads.get(id(crossing))
-        if known is None:
-            loads = {hop: nbytes / size for hop, nbytes in crossing.loads.items() if nbytes}
-            known = self._loads[id(crossing)] = crossing, loads
-        flow = Flow(meeting, crossing, known[1], size * factor)
-        flow.since_ns = begin_ns + latency * 1e9
-        at = max(round(flow.since_ns), self.clock.now)
+        flow = Flow(meeting, way, way.size * factor, since, latency_ns - whole)
+        at = max(since, now)
         if at in self._coming:
             self._coming[at].append(flow)
         else:
@@ -106,8 +127,6 @@ class Network:
     def _go(self, flow: Flow) -> None:
         for hop in flow.loads:
             del self._users[hop][flow]
-        for hop, nbytes in flow.crossing.loads.items():
-            self.carried[hop] += nbytes
         self._touch(flow.loads)
         self.changed_ns = self.clock.now
         flow.timer = 0
@@ -128,15 +147,16 @@ class Network:
         seen: set[Hop] = set()
         for hop in touched:
             if hop not in seen:
-                flows = self._meeting_at(hop, seen)
-                if flows:
-                    self._share(flows)
+                if self._users[hop]:
+                    self._share(self._meeting_at(hop, seen))
+                else:
+                    seen.add(hop)
         if self.watch:
             rates = {hop: sum(flow.loads[hop] * flow.rate * 1e9 for flow in self._users[hop]) for hop in seen}
             self.watch(self.clock.now, rates)
 
     def _meeting_at(self, hop: Hop, seen: set[Hop]) -> list[Flow]:
-        """Flows on this hop, on a hop of theirs, and so on."""
+        """Flows on this hop, on a hop of theirs, and so on; in an order that depends on nothing but their crossings."""
         seen.add(hop)
         hops = [hop]
         flows: dict[Flow, None] = {}
@@ -148,36 +168,35 @@ class Network:
                         if other not in seen:
                             seen.add(other)
                             hops.append(other)
-        return list(flows)
+        return sorted(flows, key=_number)
 
     def _share(self, flows: list[Flow]) -> None:
         """New rates for flows that meet nobody else, and the end of those that are over first."""
         now = self.clock.now
-        ends: list[tuple[float, Flow]] = []
+        ends: list[tuple[int, Flow]] = []
         self._timer += 1
         for flow, rate in zip(flows, self._rates(flows), strict=True):
             if rate != flow.rate:
                 if flow.rate:
-                    flow.left -= flow.rate * (now - flow.since_ns)
-                    flow.since_ns = now
-                elif flow.since_ns < now - 0.5:  # it stood still; else it just came, in the middle of a nanosecond
-                    flow.since_ns = now
+                    flow.left -= flow.rate * (now - flow.since_ns - flow.ahead)
+                if flow.rate or flow.since_ns < now:  # else it just came, in the middle of a nanosecond
+                    flow.since_ns, flow.ahead = now, 0.0
                 flow.rate = rate
             flow.timer = self._timer
             if rate:
-                ends.append((flow.since_ns + flow.left / rate, flow))
+                ends.append((flow.since_ns + round(flow.ahead + flow.left / rate), flow))
         if ends:
-            due, timer = max(round(min([end for end, _ in ends])), now), self._timer
-            done = [flow for end, flow in ends if round(end) <= due]
+            due, timer = max(min([end for end, _ in ends]), now), self._timer
+            done = [flow for end, flow in ends if end <= due]
             self._at(due, lambda _: self._end(done, timer))
 
     def _rates(self, flows: list[Flow]) -> list[float]:
-        key = tuple([id(flow.crossing) for flow in flows])
+        key = tuple([flow.number for flow in flows])
         rates = self._solved.get(key)
         if rates is None:
             if len(self._solved) >= REMEMBERED:
                 self._solved.clear()
-            rates = fair_rates([flow.loads for flow in flows], self.capacity, [flow.most for flow in flows])
+            rates = fair_rates([flow.loads for flow in flows], self.capacity, [flow.way.most for flow in flows])
             self._solved[key] = rates
         return rates
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ class Prices:
         self.plan, self.model, self.cost, self.shared_links = plan, model, cost, shared_links
         self._names: dict[Hashable, int] = {}
         self._waits: dict[Wait, Price] = {}
+        self.crossings: dict[int, Crossing] = {}  # all of them, by id, in the order of pricing
         # By the ops' identity: plans that adapt share phases, or their ops, with those before them.
         self._known: dict[int, Beat] = {}
 
@@ -90,6 +92,23 @@ class Prices:
                         total[rank][peer] += nbytes * phase.beats if peer != rank else 0
         return {rank: {peer: nbytes for peer, nbytes in enumerate(peers) if nbytes} for rank, peers in enumerate(total)}
 
+    def carried(self, plan: Plan) -> dict[str, dict[str, float]]:
+        """{node: {next node: bytes}} of all of `plan`, where links are shared."""
+        times: Counter[int] = Counter()
+        for phase in plan.phases:
+            for rank, prices in enumerate(self.of(phase).prices):
+                for price in prices:
+                    for (_, parties), crossing in zip(price.meetings, price.crossings):
+                        if rank == parties[0]:  # one of them counts for all
+                            times[id(crossing)] += phase.beats
+        total: dict[str, dict[str, float]] = {}
+        for known, count in times.items():
+            for (a, b), nbytes in self.crossings[known].loads.items():
+                if nbytes:
+                    hops = total.setdefault(a, {})
+                    hops[b] = hops.get(b, 0.0) + count * nbytes
+        return total
+
     def _beat(self, phase: Phase) -> Beat:
         shared: dict[Transfer, Traffic] = {}
         ranks = self.plan.ranks
@@ -114,6 +133,7 @@ class Prices:
         names = self._names
         meetings = tuple((names.setdefault(key, len(names)), parties) for key, parties in words.meetings(op, rank))
         crossings = self.cost.crossings(self.plan, phase, op, rank) if self.shared_links else ()
+        self.crossings |= {id(crossing): crossing for crossing in crossings}
         post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank))
         price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings, crossings)
         sent = sent_bytes(self.model, self.plan.job, phase, op, rank)

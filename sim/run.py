@@ -2,8 +2,8 @@
 
 One SimPy process per rank walks the plan, in integer nanoseconds. A rank's own time (`now`) runs ahead of the clock
 while it computes and starts transfers, because nothing can interrupt that; it meets the clock again where it waits for
-others. Only where transfers slow compute must it keep to the clock (`sim/core.py`). Nothing here depends on the host's
-clock.
+others. Only where transfers slow compute must it keep to the clock (`sim/core.py`). Beats that repeat each other are
+simulated once (`sim/repeat.py`). Nothing here depends on the host's clock.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from sim.faults import explain
 from sim.load import Speed, Stopped
 from sim.network import Network
 from sim.prices import Price, Prices
+from sim.repeat import repeated
 from sim.surroundings import Surroundings, surroundings, vary
 
 Load = Mapping[str, Sequence[tuple[float, float]]]
@@ -100,26 +101,30 @@ def run(
     prices = Prices(course.plan, model, cost, shared)
     for phase in course.plan.phases:
         prices.of(phase)  # what cannot be priced is found before the start
-    clock = Clock(nanoseconds(begin_seconds))
-    network = Network(clock, cost.routes.capacity, watch) if shared else None
     if conditions:
         around = surroundings(conditions, cost, devices, seed)
-        if network and on_links:
-            vary(network, conditions, cluster, seed)
     else:
         others = {cluster.device(name).name: points for name, points in (load or {}).items()}
         around = Surroundings([Speed(cluster.device(d).occupancy, others.get(d, ())) for d in devices])
-    try:
-        events = list(chain.from_iterable(perform(course, prices, around, network, clock)))
-    except Stuck as stuck:
-        raise explain(stuck.waiting, stuck.stopped, conditions, course.plan, network) or stuck from None
+
+    def performed(course: Course) -> list[list[Event]]:
+        clock = Clock(nanoseconds(begin_seconds))
+        network = Network(clock, cost.routes.capacity, watch, prices.crossings.values()) if shared else None
+        if network and conditions and on_links:
+            vary(network, conditions, cluster, seed)
+        try:
+            return perform(course, prices, around, network, clock)
+        except Stuck as stuck:
+            raise explain(stuck.waiting, stuck.stopped, conditions, course.plan, network) or stuck from None
+
+    if conditions or load or watch or course.plan.recipe:
+        logs = performed(course)
+    else:
+        logs = repeated(course.plan, lambda plan: performed(Course(plan, model)))
     done, said = course.plan, {"seconds": cost.provenance}
+    events = list(chain.from_iterable(logs))
     memory = peak_bytes(done, model, [prices.of(phase).moved for phase in done.phases])
-    carried: dict[str, dict[str, float]] = {}
-    for (a, b), nbytes in network.carried.items() if network else ():
-        if nbytes:
-            carried.setdefault(a, {})[b] = nbytes
-    received = prices.received(done)
+    received, carried = prices.received(done), prices.carried(done) if shared else {}
     return Timeline("simulated", done.digest, devices, events, received, said, memory, carried, course.seen)
 
 

@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
 from planner.errors import Infeasible
+from planner.job import Job
 from planner.ops import Broadcast, Exchange, Gather, Recv, Rows, Send, Wait
 from planner.profile import MessageTable, Profile
 from planner.routes import Routes, measured
@@ -20,6 +21,8 @@ from planner.schemes.pcpp import pcpp
 from sim.fair import fair_rates
 from sim.run import run
 from tests.small import BOTTOM, CHANNEL, HALO, KV, MODEL, TOP, cluster, compute, job, phase, plan
+from traces.clusters import cluster_from_flags
+from traces.store import load_model
 
 # The solver.
 
@@ -279,6 +282,31 @@ def test_no_link_carries_more_than_it_can_and_none_idles_that_is_wanted(case, ha
         link = box.link(a, b)
         assert nbytes / link.bytes_per_second <= timeline.latency_seconds + 1e-9
     assert run(what, MODEL, box).events == timeline.events
+
+
+def test_what_went_over_every_link_is_what_was_to_go():
+    """Rates over time, hop by hop, against the bytes of the plan; a flow is over up to half a nanosecond too soon."""
+    where, model = cluster_from_flags("rtx-4090*3,rtx-3090", box="pcie-switch-8"), load_model("shapes-unet")
+    task = Job("shapes-unet", 128, 128, 6)
+    what = next(pcpp(task, model, where, Cost(model, task, where)))
+    now, moved = {}, {}
+
+    def until(ns):
+        for hop, (since, rate) in now.items():
+            moved[hop] = moved.get(hop, 0.0) + rate * (ns - since) / 1e9
+            now[hop] = ns, rate
+
+    def watch(ns, rates):
+        until(ns)
+        now.update({hop: (ns, rate) for hop, rate in rates.items()})
+
+    timeline = run(what, model, where, watch=watch)
+    until(round(timeline.latency_seconds * 1e9))
+    planned = {(a, b): nbytes for a, to in timeline.carried.items() for b, nbytes in to.items()}
+    assert {hop: nbytes for hop, nbytes in moved.items() if nbytes} == pytest.approx(planned, rel=1e-3)
+    into = {b: nbytes for (a, b), nbytes in planned.items() if b in what.devices}
+    received = timeline.received
+    assert into == {name: sum(received[rank].values()) for rank, name in enumerate(what.devices)}
 
 
 @given(st.integers(0, 10**6))
