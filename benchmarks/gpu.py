@@ -240,7 +240,7 @@ def unequal(subject: Subject, steps: int = 20) -> list[dict[str, Any]]:
             plans = {
                 "single": subject.plan("single", job, cluster, known),
                 "cfg": subject.plan("cfg", job, cluster, known),
-                "equal": subject.plan("distrifusion", job, cluster, known),
+                "equal": subject.plan("distrifusion", job, cluster, known, context="hold"),
                 "elastic": subject.plan("stadi", job, cluster, known, temporal=False, exclude=False),
                 "stadi": subject.plan("stadi", job, cluster, known, exclude=False),
             }

@@ -60,7 +60,7 @@ def pictures(options: argparse.Namespace) -> int:
     missed = False
     with Machine(cluster_from_flags("cpu*2")) as here, tempfile.TemporaryDirectory() as work:
         for name in options.models:
-            bench = Bench(here, name, options.images, Path(work))
+            bench = Bench(here, name, Path(work), Path(work), options.images)
             for steps in options.steps:
                 print(f"\n{name}, {steps} steps, {options.images} images")
                 reference, found = bench.single(steps), {}
@@ -84,7 +84,7 @@ def pictures(options: argparse.Namespace) -> int:
 def curves(options: argparse.Namespace) -> int:
     with Machine(cluster_from_flags("cpu*2")) as here, tempfile.TemporaryDirectory() as work:
         for name in options.models:
-            bench = Bench(here, name, options.images, Path(work))
+            bench = Bench(here, name, Path(work), Path(work), options.images)
             for steps in options.steps:
                 *_, timeline = bench.made(Setting("curve", "hybridiff", {"length": 0}), steps, 2)
                 print(f"{name}, {steps} steps:", " ".join(f"{value:.3f}" for value in curve(timeline).values()), flush=True)

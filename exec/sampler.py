@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from planner.errors import InputError
+from planner.job import DRAWING
 
 CLASSES = {
     "ddim": "DDIMScheduler",
@@ -103,7 +104,7 @@ class Stepper:
 
     def draws(self, eta: float = 0.0) -> bool:
         """Whether a step adds noise."""
-        drawing = self.kind in ("euler-a", "dpm++2m-sde") or self.scheduler.config.get("stochastic_sampling", False)
+        drawing = self.kind in DRAWING or self.scheduler.config.get("stochastic_sampling", False)
         return bool(drawing or eta)
 
     def scale(self, i: int, sample: Tensor) -> Tensor:

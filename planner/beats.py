@@ -20,9 +20,9 @@ CONTEXT = "context"  # channel of K/V, halos and statistics
 STATE = "state"  # channel of noise and latents, which everybody waits for
 
 
-# By `benchmarks/quality.py` on both shipped models at 20 and 50 steps. Statistics feed back on themselves: at 0.8 they
-# diverge over 50 steps (15 dB), at 0.6 they did not; 0.4 keeps a margin.
-PREDICT = Damping(kv=0.8, halo=1.0, stat=0.4)
+# What served best on both shipped models at 20 and 50 steps (`benchmarks/results/`, `benchmarks/quality.py`). Halos and
+# statistics feed back on themselves: over 50 steps of the U-Net halos at 1.15 cost 10 dB and statistics at 0.8 diverge.
+PREDICT = Damping(kv=0.9, halo=0.9, stat=0.4)
 
 
 Attend = Callable[[int], list[Op]]
@@ -122,22 +122,23 @@ def layout(
     return Layout(tuple(bands), tuple(owners))
 
 
-def prediction(context: str, damping: float | tuple[float, ...] | None = None) -> Damping:
+def prediction(context: str, damping: float | tuple[float, ...] | None = None, stale: bool = True) -> Damping:
     """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
 
-    No damping is the one that served best (`benchmarks/quality.py`). InputError for what is neither.
+    No damping is the one that served best (`benchmarks/quality.py`). stale: whether anything is used stale; if not, two
+    of each tensor would be kept for nothing. InputError for what is neither.
     """
     if context not in ("hold", "predict"):
         raise InputError(f"context {context!r} is not one of hold, predict")
     if context == "hold":
         return Damping()
     if damping is None:
-        return PREDICT
+        return PREDICT if stale else Damping()
     each = damping if isinstance(damping, tuple) else (damping,)
     each = each * 3 if len(each) == 1 else each
     if len(each) != 3 or not all(0 <= value <= 2 for value in each):
         raise InputError(f"damping {damping}: give one number from 0 (hold) to 2, or three, for kv, halo and stat")
-    return Damping(*each)
+    return Damping(*each) if stale else Damping()
 
 
 def bundles(model: Model, kinds: frozenset[str], size: int) -> tuple[Parcel, ...]:

@@ -159,7 +159,7 @@ def kind_of(scheme: str, knobs: dict[str, Any], bands: int) -> str:
         return "" if mode == "full_sync" else str(mode)
     stages = knobs.get("stages")
     count = max(stages) if isinstance(stages, tuple | list) else stages
-    predicted = "predicted" if knobs.get("context") == "predict" else None
+    predicted = "predicted" if scheme == "asyncdiff" and knobs.get("context") != "hold" else None
     rest = [str(v) for v in (count, knobs.get("stride"), knobs.get("direction"), predicted) if v is not None]
     return " ".join([scheme, *rest])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from planner.errors import InputError
 
 SAMPLERS = ("ddim", "euler", "euler-a", "flow-euler", "dpm++2m", "dpm++2m-sde", "unipc")
+DRAWING = ("euler-a", "dpm++2m-sde")  # add noise in every step
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -52,6 +53,11 @@ class Job:
     def branches(self) -> tuple[str, ...]:
         """Branches of the denoiser, in the order in which diffusers stacks them on the batch."""
         return ("cond",) if self.guidance == 1 or self.embedded else ("uncond", "cond", *self.more)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the sampler adds noise in every step (DDIM only where the call says eta)."""
+        return self.sampler in DRAWING
 
     @property
     def element_bytes(self) -> int:

@@ -65,8 +65,8 @@ class Shape:
         bands = max(map(len, self.family.groups))
         return Look(
             kind_of(self.scheme, self.knobs, bands),
-            self.knobs.get("context") == "predict",
-            self.knobs.get("skipped") == "predict",
+            self.knobs.get("context", "predict") == "predict",
+            self.knobs.get("skipped", "predict") == "predict",
             bands,
             shares(self.rows, self.strides),
             self.every * self.pattern.every,

@@ -118,8 +118,7 @@ def always(knobs: Knobs) -> bool:
     return True
 
 
-STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": ("hold",)}
-PREDICTED = STALE | {"context": ("predict",)}
+STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": ("predict",)}
 NEEDED: Grid = {"send": ("needed",), "portion": (0.3, 0.6), "bundle": (60, 20), "context": ("hold", "predict")}
 
 TABLE: dict[str, Entry] = {
@@ -129,9 +128,9 @@ TABLE: dict[str, Entry] = {
         bands,
         ({"mode": ("full_sync",)}, STALE),
         (
-            PREDICTED,
-            PREDICTED | {"every": (2,)},
-            {"mode": ("sync_gn", "separate_gn"), "context": ("hold", "predict")},
+            STALE | {"every": (2,)},
+            STALE | {"context": ("hold",)},  # needs less memory
+            {"mode": ("sync_gn", "separate_gn"), "context": ("predict",)},
             {"mode": ("no_sync",)},
         ),
         exact=full_sync,
@@ -140,15 +139,15 @@ TABLE: dict[str, Entry] = {
     ),
     "pcpp": Entry(
         bands,
-        (NEEDED | {"portion": (0.3,), "context": ("hold",)},),
+        (NEEDED | {"portion": (0.3,), "context": ("predict",)},),
         (NEEDED, NEEDED | {"portion": (0.3,), "context": ("predict",), "every": (2,)}),
         cut=True,
         pattern=partial,
     ),
     "stadi": Entry(
         bands,
-        (STALE | {"skipped": ("hold",)},),
-        (STALE | {"context": ("hold", "predict"), "skipped": ("hold", "predict")},),
+        (STALE,),
+        (STALE | {"context": ("hold",)},),
         cut=True,
         strides=True,
         pattern=displaced,
@@ -171,7 +170,14 @@ TABLE: dict[str, Entry] = {
 }
 
 # As their papers have them: knobs beside the defaults of the scheme.
-PUBLISHED: dict[str, tuple[Knobs, ...]] = {"stadi": ({}, {"thresholds": (0.75, 0.25)})}
+HELD: Knobs = {"context": "hold"}
+SKIPPING = HELD | {"skipped": "hold"}
+PUBLISHED: dict[str, tuple[Knobs, ...]] = {
+    "distrifusion": (HELD,),
+    "pcpp": (HELD,),
+    "stadi": (SKIPPING, SKIPPING | {"thresholds": (0.75, 0.25)}),
+    "asyncdiff": (HELD,),
+}
 
 
 def same_for(kinds: Iterable[str], pattern: Pattern) -> Pattern:

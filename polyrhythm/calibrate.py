@@ -50,35 +50,36 @@ def _with(scheme: str, speeds: tuple[float, ...] = (1.0, 1.0), share: float = 1.
 
 
 FOUR, UNEQUAL = (1.0,) * 4, (1.0, 0.5)
-PREDICT: dict[str, Any] = {"context": "predict"}
+HOLD: dict[str, Any] = {"context": "hold"}  # as published
 HALF: dict[str, Any] = {"strides": (1, 2)}
+SKIP: dict[str, Any] = HALF | {"skipped": "hold"}
 SETTINGS = (
     *(Setting("single", share=share, speeds=(1.0,)) for share in (0.2, 0.3, 0.4, 0.5, 0.64, 0.8)),
+    _with("distrifusion", **HOLD),
     _with("distrifusion"),
-    _with("distrifusion", **PREDICT),
-    _with("distrifusion", warmup=1),
-    _with("distrifusion", warmup=12, **PREDICT),
-    _with("distrifusion", every=2, **PREDICT),
+    _with("distrifusion", warmup=1, **HOLD),
+    _with("distrifusion", warmup=12),
+    _with("distrifusion", every=2),
     _with("distrifusion", mode="sync_gn"),
     _with("distrifusion", mode="separate_gn"),
     _with("distrifusion", mode="no_sync"),
+    _with("distrifusion", FOUR, **HOLD),
     _with("distrifusion", FOUR),
-    _with("distrifusion", FOUR, **PREDICT),
-    _with("distrifusion", share=0.64, **PREDICT),
+    _with("distrifusion", share=0.64),
+    _with("pcpp", send="needed", **HOLD),
     _with("pcpp", send="needed"),
-    _with("pcpp", send="needed", **PREDICT),
     _with("pcpp", send="needed", portion=0.6),
     _with("pcpp", FOUR, send="needed"),
+    _with("stadi", UNEQUAL, **SKIP, **HOLD),
+    _with("stadi", UNEQUAL, **SKIP),
+    _with("stadi", UNEQUAL, **HALF, **HOLD),
     _with("stadi", UNEQUAL, **HALF),
-    _with("stadi", UNEQUAL, **HALF, **PREDICT),
-    _with("stadi", UNEQUAL, **HALF, skipped="predict"),
-    _with("stadi", UNEQUAL, **HALF, skipped="predict", **PREDICT),
     _with("stadi", **HALF),
-    _with("stadi", share=0.64, **HALF, skipped="predict", **PREDICT),
-    _with("stadi", strides=(1, 4), skipped="predict", **PREDICT),
+    _with("stadi", share=0.64, **HALF),
     _with("stadi", strides=(1, 4)),
+    _with("stadi", strides=(1, 4), skipped="hold", **HOLD),
+    _with("asyncdiff", stages=2, **HOLD),
     _with("asyncdiff", stages=2),
-    _with("asyncdiff", stages=2, **PREDICT),
     _with("asyncdiff", (1.0,) * 3, stages=2, stride=2),
 )
 

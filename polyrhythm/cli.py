@@ -195,12 +195,16 @@ def scheme(
         str | None,
         typer.Option(metavar="NAME", help="Only what is needed, or as published: whole (pcpp), all (stages)."),
     ] = None,
-    context: Annotated[str | None, typer.Option(metavar="NAME", help="hold stale context, or predict it.")] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="NAME", help="predict stale context, or hold it, as published.")
+    ] = None,
     damping: Annotated[
         str | None, typer.Option(metavar="0.8", help="Of that prediction; three for K/V, halos and statistics.")
     ] = None,
     every: Annotated[int | None, typer.Option(metavar="N", help="Steps from one stale exchange to the next.")] = None,
-    skipped: Annotated[str | None, typer.Option(metavar="NAME", help="hold or predict skipped evaluations.")] = None,
+    skipped: Annotated[
+        str | None, typer.Option(metavar="NAME", help="predict skipped evaluations, or hold the last, as published.")
+    ] = None,
     stages: Annotated[
         int | None, typer.Option(metavar="N", help="Stages of the model, each on its own device.")
     ] = None,

@@ -132,7 +132,7 @@ def candidates(job: Job, model: Model, cluster: Cluster, profile: Profile) -> li
     return [
         make("single", "single"),
         make("cfg", "cfg"),
-        make("equal patches", "distrifusion", warmup=4),
+        make("equal patches", "distrifusion", warmup=4, context="hold"),  # as published
         make("elastic", "stadi", temporal=False, **whole),
         make("stadi temporal", "stadi", spatial=False, **whole),
         make("stadi both", "stadi", **whole),

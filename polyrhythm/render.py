@@ -162,8 +162,10 @@ def _worth(result: Planned) -> None:
     elif picture.psnr_db is None:
         print("picture: not the same as one device's; nothing is known of how much it differs (polyrhythm calibrate)")
     else:
-        miss = f", usually within {picture.error_db:.1f} dB" if picture.error_db else ""
-        print(f"picture: PSNR {picture.psnr_db:.1f} dB to one device's ({picture.source}{miss})")
+        miss = f"{picture.source}, usually within {picture.error_db:.1f} dB" if picture.error_db else picture.source
+        if picture.source == "transferred":
+            miss = "transferred from another model, so only roughly; polyrhythm calibrate measures this one"
+        print(f"picture: PSNR {picture.psnr_db:.1f} dB to one device's ({miss})")
     units = {"cluster_seconds": "s of the whole cluster", "joules": "J", "dollars": "dollars"}
     told = [f"{value:.4g} {units[name]}" for name, value in result.per_image.items()]
     print(f"per image: {', '.join(told)}")

@@ -51,12 +51,29 @@ def test_all_fresh_equals_bare_diffusers(
     assert difference(latents, bare) < 1e-5
 
 
+def test_ddim_on_pixart_is_as_exact_as_its_rounding(
+    machine: Machine, homes: dict[str, Path], tmp_path: Path
+) -> None:
+    """PixArt's noise begins at 158 times the signal, and DDIM divides by the signal: float32 itself misses float64 by
+    more than 1e-5 there. Ours on three ranks is as near float64 as bare diffusers is.
+    """
+    home = homes["pixart"]
+    start = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    pipe = load_pipeline(str(home), sampler="ddim")
+    bare = tiny.call(pipe, home, STEPS, latents=start).numpy()
+    exact = tiny.call(pipe.to(torch.float64), home, STEPS, latents=start.double()).numpy()
+    plan = plan_for(described(home), "distrifusion", 3, "ddim", mode="full_sync", rows=UNEVEN[3])
+    ours, _ = image(machine, plan, home, tmp_path)
+    assert difference(bare, exact) > 1e-5
+    assert difference(ours, exact) < 2 * difference(bare, exact)
+
+
 @pytest.mark.parametrize(
     ("family", "sampler", "scheme", "knobs"),
     [
         ("pixart", "dpm++2m", "stadi", {"strides": (1, 2), "warmup": 2}),
         ("flux", "flow-euler", "distrifusion", {"rows": (20, 12), "warmup": 2}),
-        ("flux", "flow-euler", "stadi", {"strides": (1, 2), "warmup": 2, "context": "predict"}),
+        ("flux", "flow-euler", "stadi", {"strides": (1, 2), "warmup": 2}),
     ],
 )
 def test_stale_plans_run_as_simulated(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exec.context import Context as Held
-from planner.beats import layout
+from planner.beats import PREDICT, layout
 from planner.check import check
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
@@ -35,8 +35,10 @@ STOPS = (
 MODEL = Model("toy", "unet", 4, 8, 2, 1000, STOPS, (Part(),) * 6)
 
 
-def made(scheme: str, ranks: int, model: Model = MODEL, side: int = 128, **knobs: object) -> Plan:
-    job = Job(model.name, side, side, steps=10, guidance=1, dtype="float16")
+def made(
+    scheme: str, ranks: int, model: Model = MODEL, side: int = 128, sampler: str = "ddim", **knobs: object
+) -> Plan:
+    job = Job(model.name, side, side, steps=10, guidance=1, sampler=sampler, dtype="float16")
     devices = tuple(Device(str(i), "any", flops_per_second=1e12) for i in range(ranks))
     cluster = Cluster.all_to_all(devices, Link("any", 1.0, 0.0))
     plan = next(SCHEMES[scheme](job, model, cluster, Cost(model, job, cluster), **knobs))
@@ -263,11 +265,29 @@ def test_a_plan_knows_of_which_step_its_tensors_are() -> None:
     assert sent_first.made_at[0, "latent"] == -1
 
 
+@pytest.mark.parametrize("scheme", ["distrifusion", "pcpp", "stadi"])
+def test_what_is_stale_is_predicted_unless_the_published_setting_is_asked_for(scheme: str) -> None:
+    """What is fresh, or never sent, is not kept twice."""
+    even: dict[str, object] = {"rows": (8, 8), "temporal": False} if scheme == "stadi" else {}
+    assert steady(made(scheme, 2, **even)).context.damping == PREDICT
+    assert steady(made(scheme, 2, context="hold", **even)).context.damping == Damping()
+    for mode in ("full_sync", "no_sync"):
+        assert {phase.context.damping for phase in made(scheme, 2, mode=mode, **even).phases} == {Damping()}
+
+
+def test_skipped_evaluations_are_predicted_where_no_noise_is_drawn() -> None:
+    knobs: dict[str, object] = {"strides": (1, 2), "rows": (8, 8), "warmup": 2}
+    for sampler, skipped, expected in (("ddim", None, 1), ("ddim", "hold", 0), ("euler-a", None, 0)):
+        plan = made("stadi", 2, sampler=sampler, skipped=skipped, **knobs)
+        assert steady(plan).context.skipped == expected
+        assert plan.knobs["skipped"] == ("predict" if expected else "hold")
+    assert steady(made("stadi", 2, strides=(1, 1), rows=(8, 8))).context.skipped == 0  # nothing is
+
+
 def test_older_plans_hold() -> None:
     document = made("distrifusion", 2).to_json()
     for phase in document["phases"]:
         for name in ("damping", "skipped", "above", "below"):
             del phase["context"][name]
     assert {phase.context.damping for phase in Plan.from_json(document).phases} == {Damping()}
-    assert steady(made("distrifusion", 2, context="predict", damping=0.5)).context.damping == Damping(0.5, 0.5, 0.5)
-    assert steady(made("stadi", 2, strides=(1, 2), rows=(8, 8), warmup=2, skipped="predict")).context.skipped > 0
+    assert steady(made("distrifusion", 2, damping=0.5)).context.damping == Damping(0.5, 0.5, 0.5)

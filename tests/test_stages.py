@@ -444,7 +444,7 @@ def test_wrong_knobs_are_refused(knobs: dict[str, object], says: str) -> None:
 
 def test_written_only_where_it_is_used() -> None:
     """So the digests of other plans stay."""
-    plan = made(CHAIN, 1, 1).to_json()
+    plan = made(CHAIN, 1, 1, context="hold").to_json()
     assert all("ahead" not in phase and "border" not in phase["context"]["damping"] for phase in plan["phases"])
     predicted = made(CHAIN, 1, 1, context="predict", damping=0.5)
     assert phase_of(predicted).context == Context(damping=Damping(border=0.5))

@@ -69,6 +69,7 @@ def differences(here: Machine, file: Path, pipeline: Path, scratch: Path) -> lis
     model = described(pipeline)
     cost = Cost(model, job, here.cluster)
     knobs = {
+        "context": "hold",
         "warmup": int(about["synchronous_steps"]),
         "mode": about["mode"],
         "bessel": about["bessel"] in ("True", "on", "1", "true"),

@@ -53,7 +53,7 @@ def asyncdiff(
     warm: str | None = None,
     split: tuple[int, ...] | None = None,
     time_shift: bool = False,
-    context: str = "hold",
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
 ) -> Generator[Plan, Seen, None]:
     """Stages on the devices that help.
@@ -65,7 +65,8 @@ def asyncdiff(
     send: `needed`, or `all` as published. warm: in the warm-up all devices work `alike`, as published, or in a `chain`,
     stage after stage; None takes what is predicted faster, of `all` the published. split: devices per guidance branch.
     time_shift: after the warm-up the denoiser is told the noise level of the step before, as the paper offers.
-    context: `hold` what a stage read last, as published, or `predict` it from the last two; damping: of that prediction.
+    context: `predict` what a stage reads from the last two, ours, or `hold` what it read last, as published; damping: of the
+    prediction.
 
     Raises InputError where the knobs do not fit, Infeasible if there are too few devices.
     """

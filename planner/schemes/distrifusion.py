@@ -56,7 +56,7 @@ def distrifusion(
     bundle: int = 60,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str = "hold",
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
     every: int = 1,
 ) -> Generator[Plan, Seen, None]:
@@ -64,9 +64,9 @@ def distrifusion(
 
     warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
     default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
-    per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `hold` what came last, as published, or
-    `predict` it from the last two; damping: of the prediction, see `planner.plan.Damping`; every: steps from one exchange
-    of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
+    per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `predict` what is stale from the last two,
+    ours, or `hold` what came last, as published; damping: of the prediction, see `planner.plan.Damping`; every: steps from
+    one exchange of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
     """
     if mode not in MODES:
         raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -75,7 +75,8 @@ def distrifusion(
     height, _ = model.latent_size(job)
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
-    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping))
+    policy = prediction(context, damping, bool(MODES[mode].stale))
+    after = Context(MODES[mode].stat, bessel, equal_weights, policy)
     phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after, every=every)
     rows = tuple(band.count for band in where.rows)
     knobs = {"warmup": warmup, "mode": mode, "rows": list(rows), "split": split and list(split), "context": context}

@@ -44,7 +44,7 @@ def pcpp(
     bundle: int | None = None,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str = "hold",
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
     every: int = 1,
 ) -> Generator[Plan, Seen, None]:
@@ -67,7 +67,8 @@ def pcpp(
     up, down = _portions(portion)
     height, _ = model.latent_size(job)
     where = layout(model, height, job.branches, len(cluster.devices), split, rows)
-    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), above=up, below=down)
+    policy = prediction(context, damping, bool(MODES[mode].stale))
+    after = Context(MODES[mode].stat, bessel, equal_weights, policy, above=up, below=down)
     spot = mode == "full_sync"
     size = bundle or (20 if send == "whole" else 60)
 

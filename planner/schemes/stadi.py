@@ -58,9 +58,9 @@ def stadi(
     exclude: bool = True,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str = "hold",
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
-    skipped: str = "hold",
+    skipped: str | None = None,
     replan: bool = False,
     tolerance: float = 0.25,
     warm_rows: tuple[int, ...] | None = None,
@@ -80,8 +80,8 @@ def stadi(
     allots them by `steps.three_way`, the published setting as far as we can tell, which also says who is left out.
     exclude: leave out devices that only slow the others, down to one device alone; not where rows or strides are
     given. bundle, bessel, equal_weights, context, damping: as in `distrifusion`.
-    skipped: a device of stride above 1 holds its last evaluation for the steps between (`hold`), or predicts those it
-    skips from its last two (`predict`); ours, at no cost.
+    skipped: a device of stride above 1 predicts the evaluations it skips from its last two (`predict`; ours, at no cost),
+    or holds its last one for the steps between (`hold`, as published); None predicts where the sampler draws no noise.
     replan: each beat is timed, and rows and strides follow devices that become slower or faster by more than
     `tolerance`, without starting again (`planner.replan`; ours). Those given are then the first ones. believed: how many
     times as long as predicted each device takes, as the image before has shown; then all take part, in this order.
@@ -94,9 +94,12 @@ def stadi(
         raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
     if strides and max(strides) > 1 and MODES[mode].fresh:
         raise InputError(f"stadi: mode {mode} exchanges in every step, so it needs strides 1, not {_listed(strides)}")
+    if skipped is None:
+        skipped = "hold" if job.draws else "predict"
     if skipped not in SKIPPED:
         raise InputError(f"stadi: skipped {skipped!r} is not one of {', '.join(SKIPPED)}")
-    after = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping), SKIPPED[skipped])
+    policy = prediction(context, damping, bool(MODES[mode].stale))
+    after = Context(MODES[mode].stat, bessel, equal_weights, policy, SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None and believed is None
     names = tuple(device.name for device in cluster.devices)
@@ -159,7 +162,7 @@ def _phases(
     every = beat(choice.strides)
     warmup = synchronous(job.steps, task.warmup, every)
     if every == 1:
-        return displaced(model, where, job.steps, warmup, mode, bundle, after)
+        return displaced(model, where, job.steps, warmup, mode, bundle, replace(after, skipped=0.0))
     before = layout(model, task.height, job.branches, ranks, choice.split, choice.warm)
     # Halos and statistics must exist for the new bands before anybody may use stale ones.
     recut = int(before != where)
