@@ -195,7 +195,7 @@ class Team:
         own = self.rows[:, ranks] * float(self.screen.width)
         for stops in self.screen.attentions:
             after = [s + 1 for s in stops]
-            whole = (running[:, after] - running[:, stops]).mean(1)
+            whole = np.asarray((running[:, after] - running[:, stops]).mean(1), float)
             mean = np.asarray(parts[:, :, after].mean(2), float)
             one = Attention(self.screen.cost, devices, wires, stops[0], self.items, own, mean, whole)
             found |= dict.fromkeys(stops, ATTEND[attend](one))
