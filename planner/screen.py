@@ -30,6 +30,7 @@ Whole = NDArray[np.int64]
 ALL = frozenset({"kv", "halo", "stat"})
 NONE: frozenset[str] = frozenset()
 SETTLED = 3  # beats after which every further one takes as long
+MOST_BEATS = 12  # where a queue grows
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ class Team:
 
     def pace(self, pattern: Pattern) -> Pace:
         """What the candidates take under this pattern."""
-        ends = self._beats(pattern)
-        return Pace(self.step, ends[-2], ends[-1] - ends[-2])
+        ends, beat = self._beats(pattern)
+        return Pace(self.step, ends[-1] - (len(ends) - SETTLED) * beat, beat)
 
     def _stops(self, kinds: frozenset[str]) -> list[int]:
         return [s for s in self.model.points if self.model.stops[s].kind in kinds]
@@ -192,18 +193,21 @@ class Team:
         """
         devices, found = self.family.devices[ranks], dict[int, Array]()
         running = np.array([self.screen.running(device, self.items)[-1] for device in devices])
-        own = self.rows[:, ranks] * float(self.screen.width)
+        own = self.rows[:, ranks].astype(np.float64) * self.screen.width
         for stops in self.screen.attentions:
             after = [s + 1 for s in stops]
-            whole = np.asarray((running[:, after] - running[:, stops]).mean(1), float)
-            mean = np.asarray(parts[:, :, after].mean(2), float)
+            whole = (running[:, after] - running[:, stops]).mean(1)
+            mean = parts[:, :, after].mean(2)
             one = Attention(self.screen.cost, devices, wires, stops[0], self.items, own, mean, whole)
             found |= dict.fromkeys(stops, ATTEND[attend](one))
             parts[:, :, after] *= 1 - one.share[:, :, None]
         return found
 
-    def _beats(self, pattern: Pattern) -> list[Array]:
-        """When all meet at the end of each of SETTLED + 1 beats. The last one still sends, as all but the very last do."""
+    def _beats(self, pattern: Pattern) -> tuple[list[Array], Array]:
+        """When all meet at the end of the first beats, and what every further one takes. The last one still sends.
+
+        Where a link is busy for longer than a beat, its queue grows until it is waited for: that takes more beats.
+        """
         to = self._aligned(pattern.fresh, pattern.attend)
         mine = to[:, :, -1]
         between = (self.every[:, None] // self.strides - 1) * (mine + self._pairs()[:, None])
@@ -212,15 +216,25 @@ class Team:
         meeting = self._latent() + self._pairs() if self.skipping else self._noise()
         letters = [self._letters(pattern, group, wires) for group, wires in self.groups]
         due: list[dict[int, Array]] = [{} for _ in letters]  # when each letter of the last beat arrives
+        queues = [self._queue(pattern, mail, *group) for group, mail in zip(self.groups, letters, strict=True)]
+        busy: Array = np.max(queues, axis=0)
         clock = np.zeros_like(mine)
         ends: list[Array] = []
-        for _ in range(SETTLED + 1):
+        while True:
             for (group, _), mail, done in zip(self.groups, letters, due, strict=True):
                 clock[:, group] = _evaluate(clock[:, group], to[:, group], between[:, group], mail, done)
             slowest = clock.max(1) + meeting
             ends.append(slowest)
             clock = np.zeros_like(mine) + slowest[:, None]
-        return ends
+            if len(ends) > SETTLED:
+                beat = np.maximum(ends[-1] - ends[-2], busy)
+                if len(ends) > MOST_BEATS or (ends[-1] - ends[-2] >= busy * (1 - 1e-9)).all():
+                    return ends, beat
+
+    def _queue(self, pattern: Pattern, mail: list[_Letter], group: slice, wires: Wires) -> Array:
+        """Seconds for which the channel of a group is busy in a beat, with what is met for on the spot if anything else."""
+        waited = [self._gather((s,), group, wires) for s in self._stops(pattern.fresh)] if mail else []
+        return np.asarray(np.sum([*(letter.link for letter in mail), *waited, np.zeros(len(self.rows))], axis=0))
 
     def _letters(self, pattern: Pattern, group: slice, wires: Wires) -> list[_Letter]:
         """What travels behind the compute of a group, in the order in which it is sent."""

@@ -204,7 +204,7 @@ def test_what_fits_nowhere_has_an_exit_code_of_its_own():
 def test_throughput_counts_what_the_others_could_do_meanwhile():
     """Two equal devices: one alone takes half of the cluster; both together would have to be twice as fast."""
     two = pr.cluster_from_flags("rtx-3090*2", "pcie4-x16")
-    latency, throughput = (pr.plan(two, pr.job("sdxl", steps=4), wish=pr.Wish(objective=o)) for o in ("latency", "throughput"))
+    latency, throughput = (pr.plan(two, pr.job("sdxl", steps=4), wish=pr.Wish("strict", objective=o)) for o in ("latency", "throughput"))
     assert len(latency.plan.devices) == 2 and len(throughput.plan.devices) == 1
     assert throughput.per_image["cluster_seconds"] == pytest.approx(throughput.predicted_seconds / 2)
     assert latency.per_image["cluster_seconds"] == pytest.approx(latency.predicted_seconds)
