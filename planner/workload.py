@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, isfinite
+from math import inf
 from typing import Any, ClassVar
 
 from planner.cluster import Cluster
@@ -22,6 +22,7 @@ POLICIES = {
     "deadline": "the earliest deadline first (EDF)",
 }
 MOST_REQUESTS = 1_000_000
+LONGEST_SECONDS = 1e9  # thirty years; beyond that nanoseconds lose their digits
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class RequestClass:
     deadline_seconds: float = inf
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < inf:
-            raise InputError(f"class {self.name}: weight must be above 0, not {self.weight}")
-        if not self.deadline_seconds > 0:
+        if not 1e-9 < self.weight < 1e9:
+            raise InputError(f"class {self.name}: weight must be above 0 (and below 1e9), not {self.weight}")
+        if not (0 < self.deadline_seconds <= LONGEST_SECONDS or self.deadline_seconds == inf):
             raise InputError(f"class {self.name}: deadline_seconds must be above 0, not {self.deadline_seconds}")
 
 
@@ -49,9 +50,9 @@ class State:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.per_minute < inf:
-            raise InputError(f"arrivals: per_minute must be at least 0, not {self.per_minute}")
-        if not self.seconds > 0:
+        if not (self.per_minute == 0 or 1e-6 <= self.per_minute <= 1e9):
+            raise InputError(f"arrivals: per_minute must be 0 or between 1e-6 and 1e9, not {self.per_minute}")
+        if not (0 < self.seconds <= LONGEST_SECONDS or self.seconds == inf):
             raise InputError(f"arrivals: seconds of a state must be above 0, not {self.seconds}")
 
 
@@ -73,8 +74,10 @@ class Arrivals:
             raise InputError("arrivals: per_minute is 0 in every state, so that nobody ever comes")
         if len(self.states) > 1 and any(state.seconds == inf for state in self.states):
             raise InputError("arrivals: each of several states needs the seconds that it lasts")
+        if len(self.states) > 1 and sum(s.per_minute * s.seconds for s in self.states) < 60e-4:
+            raise InputError("arrivals: the states are so short that hardly anybody comes in thousands of turns")
         times = [seconds for seconds, _ in self.recorded]
-        if not all(isfinite(t) and t >= 0 for t in times) or any(a > b for a, b in pairwise(times)):
+        if not all(0 <= t <= LONGEST_SECONDS for t in times) or any(a > b for a, b in pairwise(times)):
             raise InputError("arrivals: recorded seconds must be in order, from 0 or later")
 
     def times(self, factor: float) -> Arrivals:
@@ -169,7 +172,7 @@ class Rules:
             raise InputError(f"serving: queue must be at least 0, not {self.queue}")
         if self.batch < 1:
             raise InputError(f"serving: batch must be at least 1, not {self.batch}")
-        if not 0 <= self.switch_seconds < inf:
+        if not 0 <= self.switch_seconds <= LONGEST_SECONDS:
             raise InputError(f"serving: switch_seconds must be at least 0, not {self.switch_seconds}")
         for name, value in (("split_above", self.split_above), ("join_at", self.join_at)):
             if value is not None and not 0 <= value < inf:

@@ -136,6 +136,8 @@ def _planning(
     from traces.conditions_file import load_conditions
 
     name, knobs = scheme
+    if wish is not None and wish.objective == "money":
+        _misused("--objective money is of one image; here --hourly, or --prices, says what devices cost")
     met = load_conditions(conditions) if conditions else None
     return Planning(_profile(profile), name or "auto", wish, knobs, met)
 

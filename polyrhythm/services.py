@@ -165,6 +165,9 @@ class Prices:
 
 def alike(cluster: Cluster, names: tuple[str, ...]) -> Hashable:
     """Equal for groups of like devices, in like order, that are wired alike: what makes an image on one does on the other."""
+    devices = tuple(replace(cluster.device(name), name="") for name in names)
+    if cluster.private:
+        return devices, tuple(cluster.link(a, b) for a, b in combinations(names, 2))
     numbers: dict[str, int] = {}
     wires: list[Hashable] = []
     for a, b in combinations(names, 2):
@@ -175,4 +178,4 @@ def alike(cluster: Cluster, names: tuple[str, ...]) -> Hashable:
             continue
         hops = tuple(cluster.graph.edges[hop]["link"] for hop in pairwise(route))
         wires.append((tuple(numbers.setdefault(node, len(numbers)) for node in route), hops))
-    return tuple(replace(cluster.device(name), name="") for name in names), tuple(wires)
+    return devices, tuple(wires)

@@ -239,7 +239,7 @@ def _sizes(count: int, number: int) -> str:
 
 def _dealt(cluster: Cluster, number: int) -> str:
     """So many groups that are about as fast as each other: devices are dealt out, the fastest first; as sizes if all are alike."""
-    if len({device.kind for device in cluster.devices}) == 1:
+    if len({(device.kind, device.occupancy) for device in cluster.devices}) == 1:
         return _sizes(len(cluster.devices), number)
     ranked = sorted(cluster.devices, key=lambda d: -d.flops_per_second * (1 - d.occupancy))
     return ",".join("+".join(device.name for device in ranked[i::number]) for i in range(number))

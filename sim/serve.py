@@ -257,17 +257,17 @@ class Desk:
 
     def _next(self) -> tuple[tuple[int, ...], list[Request]] | None:
         """A group that is free and what it makes now."""
-        if not self.waiting or all(self.busy):
-            return None
-        now, late = self.clock.now, []
-        for request, group, begin, end in self._ahead():
-            if begin == now and self.rules.refuse_late and end > request.deadline:
-                late.append(request)
-            elif begin == now and not late:
+        while self.waiting and not all(self.busy):
+            for request, group, begin, end in self._ahead():
+                if begin > self.clock.now:
+                    continue
+                if self.rules.refuse_late and end > request.deadline:
+                    self._leave(request, TOO_LATE)
+                    break
                 return group, self._batch(group, request)
-        for request in late:
-            self._leave(request, TOO_LATE)
-        return self._next() if late else None
+            else:
+                return None
+        return None
 
     def _batch(self, group: tuple[int, ...], first: Request) -> list[Request]:
         """`first` and others of its class, as many as take least time each; nobody who would be done sooner by themselves.

@@ -178,6 +178,18 @@ def test_who_would_be_late_is_refused():
     assert ends(log) == [10, None, 20, 30] and log.requests[1].left == 30 * SECONDS
 
 
+def test_many_are_refused_at_once():
+    """Expected to take 1 s, the first takes 2,000: the others, who all were to be in time, have become late."""
+
+    def of(kind, group, batch):
+        return Making(1.0, (1.0,), (0.001, 2000.0))
+
+    what = workload([(0, "")] * 1100, ("a", 1200.0), requests=1100)
+    log = serve(what, Rules(refuse_late=True), ONE, 1, of)
+    gone = [r for r in log.requests if r.refused]
+    assert all(r.refused == TOO_LATE for r in gone) and len({r.left for r in gone}) == 1 and len(gone) > 1000
+
+
 def test_a_bounded_queue():
     what = workload([(0, ""), (1, ""), (2, ""), (11, "")], requests=4)
     log = serve(what, Rules(queue=1), ONE, 1, price(10))
@@ -377,6 +389,9 @@ def test_groupings_in_words():
         (lambda: Arrivals(), "one of them"),
         (lambda: Arrivals((State(0.0),)), "nobody"),
         (lambda: Arrivals((State(1.0), State(2.0))), "seconds"),
+        (lambda: Arrivals((State(1.0, 1e-6), State(0.0, 1e-6))), "so short"),
+        (lambda: State(1e-300), "per_minute"),
+        (lambda: RequestClass("a", JOB, 1.0, 1e300), "deadline"),
         (lambda: Arrivals(recorded=((1.0, ""), (0.5, ""))), "in order"),
         (lambda: workload([(0, "x")]), "no class 'x'"),
         (lambda: workload(1.0, ("a", 1.0), ("a", 2.0)), "twice"),

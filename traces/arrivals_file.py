@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from planner.workload import MOST_REQUESTS
+from planner.workload import LONGEST_SECONDS, MOST_REQUESTS
 from traces import locate
 from traces.files import parse_json, read_text
 
@@ -80,8 +80,8 @@ def _number(text: str, name: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a number of at least 0, not {text[:20]!r}")
+    if not 0 <= value <= LONGEST_SECONDS:
+        raise ValueError(f"{name} must be a number of at least 0 (and at most {LONGEST_SECONDS:g}), not {text[:20]!r}")
     return value
 
 

@@ -11,7 +11,6 @@ l40s = 0.79
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 
 from planner.errors import InputError
@@ -19,6 +18,7 @@ from traces import catalogue
 from traces.document import Document
 from traces.hints import unknown
 
+DEAREST = 1e9
 KEYS = ("schema_version", "currency", "source", "hourly")
 
 
@@ -43,7 +43,7 @@ def load_prices(path: Path | str) -> Prices:
     for kind, price in hourly.items():
         if kind not in catalogue.devices():
             file.fault(("hourly", kind), unknown("device", kind, catalogue.devices()))
-        elif type(price) not in (int, float) or not 0 <= price < inf:
+        elif type(price) not in (int, float) or not 0 <= price <= DEAREST:
             file.fault(("hourly", kind), f"expected a price of at least 0, found {price!r}")
     if not hourly and not file.faults:
         file.fault(("hourly",), "missing: give what a device of each kind costs an hour")
@@ -54,6 +54,6 @@ def load_prices(path: Path | str) -> Prices:
 
 def given_prices(kinds: list[str], hourly: tuple[float, ...]) -> Prices:
     """Prices for these kinds, in their order; InputError if there is not one for each."""
-    if len(kinds) != len(hourly) or not all(0 <= price < inf for price in hourly):
+    if len(kinds) != len(hourly) or not all(0 <= price <= DEAREST for price in hourly):
         raise InputError(f"hourly: give a price of at least 0 for each of {len(kinds)} kinds of devices")
     return Prices(dict(zip(kinds, hourly, strict=True)))
