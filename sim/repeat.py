@@ -33,10 +33,11 @@ from planner.plan import Phase, Plan
 from planner.timeline import Event
 
 STILL, MOVING = "still", "moving"
-KEPT = {STILL: (2, 4), MOVING: (6, 12)}  # beats that are tried: few, then some more, then all
 ALIKE = (
     3  # pairs of beats that must be alike: what is under way was started two beats ago at most, behind one beat more
 )
+FEWEST = 2
+KEPT = {STILL: (FEWEST, 4), MOVING: (6, 12)}  # beats that are tried: few, then some more, then all
 WORTH = 0.6  # of the ops at most may be simulated to no avail
 
 Logs = list[list[Event]]
@@ -47,12 +48,14 @@ _event = partial(tuple.__new__, Event)  # as in `sim/run.py`
 
 def repeated(plan: Plan, perform: Callable[[Plan], Logs]) -> Logs:
     """`perform(plan)`, of fewer beats where the others are the same: the events of each rank."""
+    if _ops(plan, FEWEST) > WORTH * _ops(plan):
+        return perform(plan)
     kinds = _kinds(plan)
     options = [
         [*(few for few in KEPT.get(kind, ()) if few < phase.beats), phase.beats]
         for phase, kind in zip(plan.phases, kinds, strict=True)
     ]
-    spent = 0
+    spent = 0.0
     while True:
         phases = [replace(p, beats=few[0]) for p, few in zip(plan.phases, options, strict=True)]
         short = replace(plan, phases=tuple(phases))
@@ -69,8 +72,9 @@ def repeated(plan: Plan, perform: Callable[[Plan], Logs]) -> Logs:
         options = [few[period is None :] for few, period in zip(options, periods, strict=True)]
 
 
-def _ops(plan: Plan) -> int:
-    return sum(phase.beats * len(ops) for phase in plan.phases for ops in phase.ops)
+def _ops(plan: Plan, most: float = inf) -> float:
+    """Of all ranks, with so many beats of a phase at most."""
+    return sum(min(phase.beats, most) * sum(map(len, phase.ops)) for phase in plan.phases)
 
 
 def _kinds(plan: Plan) -> list[str]:
