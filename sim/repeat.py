@@ -33,9 +33,8 @@ from planner.plan import Phase, Plan
 from planner.timeline import Event
 
 STILL, MOVING = "still", "moving"
-ALIKE = (
-    3  # pairs of beats that must be alike: what is under way was started two beats ago at most, behind one beat more
-)
+# Pairs of beats that must be alike: what is under way was started two beats ago at most, behind one beat more.
+ALIKE = 3
 FEWEST = 2
 KEPT = {STILL: (FEWEST, 4), MOVING: (6, 12)}  # beats that are tried: few, then some more, then all
 WORTH = 0.6  # of the ops at most may be simulated to no avail
