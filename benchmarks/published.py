@@ -198,19 +198,19 @@ class Loaded:
 
 
 # As far as the abstract and its reconstruction go (planner/schemes/stadi.py): every step or every other one, by two
-# thresholds, rows by speed; thresholds None lets the prediction choose, as our default does.
-STADI = {"published": {"allowed": (1, 2), "thresholds": (0.75, 0.25)}, "chosen": {"allowed": (1, 2)}}
+# thresholds; rows by speed.
+STADI = {"allowed": (1, 2), "thresholds": (0.75, 0.25)}
 STADI_ON = ("rtx-3090", "a100")
 LOADS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-def loaded(name: str, hardware: Hardware, knobs: dict[str, Any]) -> list[Loaded]:
+def loaded(name: str, hardware: Hardware) -> list[Loaded]:
     """STADI's claim over loads: SDXL, 50 steps, two equal devices."""
     found = []
     for share in LOADS:
         both = Row("", name, "sdxl", 1024, "distrifusion", 0.0, "", devices=2, occupancy=(0.0, share))
         patches = predicted(hardware, both)
-        stadi = predicted(hardware, replace(both, scheme="stadi", knobs=knobs))
+        stadi = predicted(hardware, replace(both, scheme="stadi", knobs=STADI))
         found.append(Loaded(name, share, patches, stadi, 1 - stadi / patches))
     return found
 
@@ -251,11 +251,7 @@ def main() -> None:
     hardware, found = outcomes(options.rows)
     free = [outcome for outcome in found if not outcome.calibrates]
     near = sum(abs(outcome.error) <= 0.1 for outcome in free)
-    ranges = {
-        f"{name}, strides {how}": loaded(name, hardware[name], knobs)
-        for name in STADI_ON
-        for how, knobs in STADI.items()
-    }
+    ranges = {name: loaded(name, hardware[name]) for name in STADI_ON}
     if options.json:
         stadi = {title: [asdict(point) for point in points] for title, points in ranges.items()}
         rows = [asdict(o) for o in found]

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--every-beat", action="store_true")
     options = parser.parse_args()
     if options.every_beat:
-        repeat.KEPT = ()
+        repeat.KEPT = {}
     if options.part:
         print(json.dumps(PARTS[options.part]()))
         return

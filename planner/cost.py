@@ -141,9 +141,14 @@ class Cost:
         stops = [stop for stop in model.points if model.stops[stop].kind == "kv"]
         return sum(pieces.attending(model, *size, stop, rows, self.height, whole) for stop in stops)
 
-    def transfer(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> TransferCost:
-        """Seconds of `op` as `rank` performs it, with the links to itself; the link time is that of the slowest receiver."""
-        sent, pairs = plans.sent_bytes(self.model, self.job, phase, op, rank), self._divided(phase, op, rank)
+    def transfer(
+        self, plan: Plan, phase: Phase, op: Transfer, rank: int, sent: tuple[int, ...] | None = None
+    ) -> TransferCost:
+        """Seconds of `op` as `rank` performs it, with the links to itself; the link time is that of the slowest receiver.
+
+        sent: `planner.plan.sent_bytes`, for who has it.
+        """
+        sent, pairs = sent or plans.sent_bytes(self.model, self.job, phase, op, rank), self._divided(phase, op, rank)
         who = op.group if isinstance(op, Gather | Observe) else (rank, *peers(op, rank))
         verb = verb_of(op)
         key = (plan.devices, verb, who, pairs or sent)
@@ -196,9 +201,11 @@ class Cost:
     def routes(self) -> Routes:
         return Routes(self.cluster)
 
-    def crossings(self, plan: Plan, phase: Phase, op: Transfer, rank: int) -> tuple[Crossing, ...]:
+    def crossings(
+        self, plan: Plan, phase: Phase, op: Transfer, rank: int, sent: tuple[int, ...] | None = None
+    ) -> tuple[Crossing, ...]:
         """How the transfer crosses the links: one coflow for a collective, else one for each of its messages."""
-        sent = plans.sent_bytes(self.model, self.job, phase, op, rank)
+        sent = sent or plans.sent_bytes(self.model, self.job, phase, op, rank)
         whole = self._collective(plan, op, sent)
         if whole is not None:
             return (whole,)

@@ -139,12 +139,6 @@ class Phase:
         """What `parcel_bytes` found for stops of a shape: a transformer has many of one."""
         return {}
 
-    @cached_property
-    def _bands(self) -> tuple[list[tuple[int, int]], dict[tuple[int, int], int]]:
-        """Per rank how many rows and branches it has, and one rank for each such pair: those alike send alike."""
-        sizes = [(rows.count, len(branches)) for rows, branches in zip(self.rows, self.branches, strict=True)]
-        return sizes, dict(zip(sizes, range(len(sizes)), strict=True))
-
     def origin(self, rank: int, what: Parcel) -> int:
         """Whose tensors are in `what` if `rank` sends it."""
         if not what.hops:
@@ -371,7 +365,8 @@ def sent_bytes(model: Model, job: Job, phase: Phase, op: Transfer, to: int = 0) 
         return (8 * op.numbers,) * len(ranks)  # float64
     if op.what.divided or op.what.hops:
         return tuple(parcel_bytes(model, job, phase, rank, op.what, to) for rank in ranks)
-    sizes, alike = phase._bands
+    sizes = [(phase.rows[rank].count, len(phase.branches[rank])) for rank in ranks]
+    alike = dict(zip(sizes, ranks, strict=True))
     nbytes = {size: parcel_bytes(model, job, phase, rank, op.what) for size, rank in alike.items()}
     return tuple([nbytes[size] for size in sizes])
 

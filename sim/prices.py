@@ -9,7 +9,7 @@ from typing import NamedTuple
 from planner import ops as words
 from planner.cost import Cost, nanoseconds
 from planner.model import Model
-from planner.ops import Broadcast, Compute, Gather, Observe, Op, Transfer, Wait
+from planner.ops import Broadcast, Compute, Gather, Observe, Op, Parcel, Transfer, Wait
 from planner.plan import Phase, Plan, own_bytes, sent_bytes
 from planner.routes import Crossing
 
@@ -114,6 +114,7 @@ class Prices:
         ranks = self.plan.ranks
         self._received, self._groups = [[0] * ranks for _ in range(ranks)], dict[tuple[int, ...], list[int]]()
         self._own, self._got = [0] * ranks, [0] * ranks
+        self._sent: dict[Parcel, tuple[int, ...]] = {}
         prices = [[self._price(phase, rank, op, shared) for op in ops] for rank, ops in enumerate(phase.ops)]
         return Beat(phase, prices, self._received, self._groups, list(zip(self._own, self._got, strict=True)))
 
@@ -132,14 +133,23 @@ class Prices:
     def _traffic(self, phase: Phase, rank: int, op: Transfer) -> Traffic:
         names = self._names
         meetings = tuple((names.setdefault(key, len(names)), parties) for key, parties in words.meetings(op, rank))
-        crossings = self.cost.crossings(self.plan, phase, op, rank) if self.shared_links else ()
+        sent = self._sent_bytes(phase, rank, op)
+        crossings = self.cost.crossings(self.plan, phase, op, rank, sent) if self.shared_links else ()
         self.crossings |= {id(crossing): crossing for crossing in crossings}
-        post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank))
+        post, link, hidden = map(nanoseconds, self.cost.transfer(self.plan, phase, op, rank, sent))
         price = Price(words.label(op, 0), post, words.name_of(op), op.channel, 0, link, hidden, meetings, crossings)
-        sent = sent_bytes(self.model, self.plan.job, phase, op, rank)
         if not isinstance(op, Gather | Observe):
             return Traffic(sent, price)
         return Traffic(sent, price, sum(sent[member] for member in op.group))
+
+    def _sent_bytes(self, phase: Phase, rank: int, op: Transfer) -> tuple[int, ...]:
+        """Once for all ranks that send the same parcel."""
+        if isinstance(op, Observe) or op.what.divided or op.what.hops:
+            return sent_bytes(self.model, self.plan.job, phase, op, rank)
+        sent = self._sent.get(op.what)
+        if sent is None:
+            sent = self._sent[op.what] = sent_bytes(self.model, self.plan.job, phase, op, rank)
+        return sent
 
     def _received_by(self, phase: Phase, rank: int, op: Transfer, traffic: Traffic) -> Price:
         """The price with the bytes that `rank` receives; those of the beat are added up."""

@@ -33,11 +33,11 @@ from planner.plan import Phase, Plan
 from planner.timeline import Event
 
 STILL, MOVING = "still", "moving"
-KEPT = ({STILL: 2, MOVING: 6}, {STILL: 4, MOVING: 12})  # beats that are tried: few, then some more
-ALIKE = (
-    3  # pairs of beats that must be alike: what is under way was started two beats ago at most, behind one beat more
-)
-WORTH = 0.6  # of the ops at most, or it is quicker to simulate all
+# Pairs of beats that must be alike: what is under way was started two beats ago at most, behind one beat more.
+ALIKE = 3
+FEWEST = 2
+KEPT = {STILL: (FEWEST, 4), MOVING: (6, 12)}  # beats that are tried: few, then some more, then all
+WORTH = 0.6  # of the ops at most may be simulated to no avail
 
 Logs = list[list[Event]]
 Names = list[Counter[str]]  # of each rank
@@ -47,25 +47,33 @@ _event = partial(tuple.__new__, Event)  # as in `sim/run.py`
 
 def repeated(plan: Plan, perform: Callable[[Plan], Logs]) -> Logs:
     """`perform(plan)`, of fewer beats where the others are the same: the events of each rank."""
+    if _ops(plan, FEWEST) > WORTH * _ops(plan):
+        return perform(plan)
     kinds = _kinds(plan)
-    for kept in KEPT:
-        beats = [min(p.beats, kept.get(kind, p.beats)) for p, kind in zip(plan.phases, kinds, strict=True)]
-        phases = [replace(p, beats=few) for p, few in zip(plan.phases, beats, strict=True)]
+    options = [
+        [*(few for few in KEPT.get(kind, ()) if few < phase.beats), phase.beats]
+        for phase, kind in zip(plan.phases, kinds, strict=True)
+    ]
+    spent = 0.0
+    while True:
+        phases = [replace(p, beats=few[0]) for p, few in zip(plan.phases, options, strict=True)]
         short = replace(plan, phases=tuple(phases))
-        if _ops(short) > WORTH * _ops(plan):
-            break
+        spent += _ops(short)
+        if spent > WORTH * _ops(plan):
+            return perform(plan)
         try:
             logs = perform(short)
         except PlanError:  # told better by the whole plan
-            break
+            return perform(plan)
         periods = _periods(plan, short, logs, kinds)
-        if periods is not None:
+        if None not in periods:
             return [_whole(plan, short, rank, log, periods) for rank, log in enumerate(logs)]
-    return perform(plan)
+        options = [few[period is None :] for few, period in zip(options, periods, strict=True)]
 
 
-def _ops(plan: Plan) -> int:
-    return sum(phase.beats * len(ops) for phase in plan.phases for ops in phase.ops)
+def _ops(plan: Plan, most: float = inf) -> float:
+    """Of all ranks, with so many beats of a phase at most."""
+    return sum(min(phase.beats, most) * sum(map(len, phase.ops)) for phase in plan.phases)
 
 
 def _kinds(plan: Plan) -> list[str]:
@@ -85,16 +93,12 @@ def _kinds(plan: Plan) -> list[str]:
     return kinds
 
 
-def _periods(plan: Plan, short: Plan, logs: Logs, kinds: list[str]) -> list[int] | None:
-    """Of every phase the nanoseconds of a beat that is left out, 0 where none is; None if one phase does not repeat."""
-    periods = []
+def _periods(plan: Plan, short: Plan, logs: Logs, kinds: list[str]) -> list[int | None]:
+    """Of every phase the nanoseconds of a beat that is left out: 0 where none is, None where beats do not repeat."""
+    periods: list[int | None] = []
     begins = [0] * len(logs)  # of the phase, in each log
     for whole, phase, kind in zip(plan.phases, short.phases, kinds, strict=True):
-        left_out = whole.beats > phase.beats
-        period = _period(phase, logs, begins, kind) if left_out else 0
-        if left_out and not period:
-            return None
-        periods.append(period)
+        periods.append((_period(phase, logs, begins, kind) or None) if whole.beats > phase.beats else 0)
         begins = [begin + phase.beats * len(ops) for begin, ops in zip(begins, phase.ops, strict=True)]
     return periods
 
@@ -169,7 +173,7 @@ def _later(events: list[Event], ns: int, steps: int) -> list[Event]:
     return found
 
 
-def _whole(plan: Plan, short: Plan, rank: int, log: list[Event], periods: list[int]) -> list[Event]:
+def _whole(plan: Plan, short: Plan, rank: int, log: list[Event], periods: list[int | None]) -> list[Event]:
     """The rank's events with the beats that were left out: the last beat but one, again and again."""
     events: list[Event] = []
     place, ns, steps = 0, 0, 0

@@ -33,7 +33,7 @@ from polyrhythm.cli import app, scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["catalog", "doctor", "measure", "import", "fit", "plan", "explain", "simulate", "run", "replay", "compare", "demo"]
-COMMANDS += ["serve", "recommend"]
+COMMANDS += ["sweep", "serve", "recommend"]
 TWO = ["--devices", "rtx-5090,rtx-3090", "--link", "pcie4-x16", "--model", "shapes-unet", "--steps", "6"]
 
 

@@ -301,7 +301,7 @@ def test_what_went_over_every_link_is_what_was_to_go():
         now.update({hop: (ns, rate) for hop, rate in rates.items()})
 
     timeline = run(what, model, where, watch=watch)
-    until(round(timeline.latency_seconds * 1e9))
+    until(max(ends(timeline).values()))  # the last to be over, after which nothing is shared
     planned = {(a, b): nbytes for a, to in timeline.carried.items() for b, nbytes in to.items()}
     assert {hop: nbytes for hop, nbytes in moved.items() if nbytes} == pytest.approx(planned, rel=1e-3)
     into = {b: nbytes for (a, b), nbytes in planned.items() if b in what.devices}

