@@ -95,8 +95,8 @@ SETTINGS = (
     Setting("asyncdiff, stride 2", "asyncdiff", {"stages": 2, "stride": 2}, ranks=(3,)),
     Setting("hybridiff", "hybridiff", {"direction": "dropped"}, ranks=(2,)),
     Setting("hybridiff, direction kept", "hybridiff", {"direction": "kept", "detect": False}, OURS, ranks=(2,)),
-    Setting("hybridiff, direction predicted", "hybridiff", {"detect": False}, OURS, ranks=(2,)),
-    Setting("hybridiff, predicted and detected", "hybridiff", {}, OURS),
+    Setting("hybridiff, direction predicted", "hybridiff", {"detect": False}, OURS),
+    Setting("hybridiff, early and in short windows", "hybridiff", {}, OURS, ranks=(2,)),
 )
 
 
