@@ -106,9 +106,9 @@ SETTINGS = (
     Setting("asyncdiff, stride 2", "asyncdiff", HOLD | {"stages": 2, "stride": 2, "send": "all"}, ranks=(3,)),
     Setting("asyncdiff, stride 2, predicted", "asyncdiff", PREDICT | {"stages": 2, "stride": 2}, OURS, (3,)),
     Setting("hybridiff", "hybridiff", {"direction": "dropped"}, ranks=(2,)),
-    Setting("hybridiff, direction kept", "hybridiff", {"direction": "kept", "detect": False}, OURS, (2,)),
-    Setting("hybridiff, direction predicted", "hybridiff", {"detect": False}, OURS, (2,)),
-    Setting("hybridiff, predicted and detected", "hybridiff", {}, OURS),
+    Setting("hybridiff, direction kept", "hybridiff", {"direction": "kept", "detect": False}, OURS, ranks=(2,)),
+    Setting("hybridiff, direction predicted", "hybridiff", {"detect": False}, OURS),
+    Setting("hybridiff, early and in short windows", "hybridiff", {}, OURS, ranks=(2,)),
     Setting("distrifusion, no exchange", "distrifusion", {"mode": "no_sync"}, ranks=(2,)),
     Setting("cfg", "cfg", ranks=(2,)),
 )

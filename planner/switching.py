@@ -35,15 +35,17 @@ class Switching:
             )
 
 
+    def scaled(self, steps: int) -> Switching:
+        """The same for an image of so many steps, at about the same noise levels, if this is of 50."""
+        window, cap, length = (max(1, round(n * steps / 50)) for n in (self.window, self.cap, self.length))
+        return Switching(window, self.threshold * 50 / steps, cap, length)
+
+
 # Paper, appendix G: SDXL with DDIM and SD3 with flow matching, both of 50 steps.
 PUBLISHED = {"unet": Switching(12, 0.4e-3, 15, 5), "mmdit": Switching(15, 0.1e-3, 40, 5)}
-
-
-def published(family: str, steps: int) -> Switching:
-    """The paper's for this family of models (for others the U-Net's), at the same noise levels of an image of `steps`."""
-    how, scale = PUBLISHED.get(family, PUBLISHED["unet"]), steps / 50
-    window, cap, length = (max(1, round(n * scale)) for n in (how.window, how.cap, how.length))
-    return Switching(window, how.threshold / scale, cap, length)
+# Where guidance goes on through the window, so that the branches need not be as one, and every third step renews it; by
+# `benchmarks/window.py` on both shipped models.
+OURS = Switching(12, 1e-3, 15, 2)
 
 
 @dataclass(frozen=True)

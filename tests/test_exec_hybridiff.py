@@ -29,7 +29,7 @@ from tests.test_exec import difference
 from tests.test_exec_adaptive import cluster
 
 CUTS = {"unet": DEEP, "mmdit": HALVES["mmdit"]}
-AT_CAP: dict[str, Any] = {"window": STEPS, "cap": 2, "length": 3, "detect": False}
+AT_CAP: dict[str, Any] = {"window": STEPS, "cap": 2, "length": 3, "detect": False, "context": "hold"}
 DAMPING = 0.5
 
 
@@ -163,6 +163,7 @@ DECIDED = [
     ("mmdit", 4, EARLY | {"context": "predict", "direction": "kept"}, FLAT),
     ("mmdit", 4, EARLY | {"within": "stages", "split": (1, 2)}, FLAT),
     ("unet", 4, {"within": "stages", "direction": "dropped"}, ()),
+    ("mmdit", 2, EARLY, (2.0, 1.99, 0.0, 0.0, 2.5)),  # has risen: apart to the end
     ("unet", 2, {"within": "rows"}, ()),
     ("unet", 2, {"direction": "dropped", "send": "needed"}, ()),
 ]

@@ -12,9 +12,9 @@ slope over L - 1 steps, state kept from image to image.
 
 Ours: all stages compute the conditional branch, and the unconditional one is taken to differ from it as before the
 window (`kept`) or as the last two differences predict (`predicted`), so that guidance goes on; only what is read
-travels, and the window needs no step to fill it; after every k steps together one apart tells whether to go on, so the
-end is detected; more devices than branches share each branch, and the window's one, by rows or by stages; stages as long
-as their devices are fast.
+travels, and the window needs no step to fill it. It may so begin early, and be short: after a few steps together one
+apart renews the direction and tells whether to go on, so the end is detected. More devices than branches share each
+branch, and the window's one, by rows or by stages; stages are as long as their devices are fast.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from planner.schemes.asyncdiff import Crew, Task, asyncdiff, team_of
 from planner.schemes.cfg import cfg
 from planner.schemes.stadi import stadi
 from planner.stages import borders_named
-from planner.switching import Switching, agree, discrepancy, part, published
+from planner.switching import OURS, PUBLISHED, Switching, agree, discrepancy, part
 from planner.timeline import Seen
 
 PREDICT = 0.5  # damping of a predicted direction (`benchmarks/window.py`)
@@ -58,7 +58,7 @@ def hybridiff(
     length: int | None = None,
     detect: bool | None = None,
     direction: str = "predicted",
-    context: str = "hold",
+    context: str | None = None,
     damping: float | tuple[float, ...] | None = None,
     send: str | None = None,
     within: str | None = None,
@@ -68,14 +68,16 @@ def hybridiff(
     warmup: int = 5,
     mode: str = "corrected_async_gn",
 ) -> Generator[Plan, Seen, None]:
-    """Branches apart, together for a while, apart again. The first plan is the one if nothing is seen before the cap.
+    """Branches apart, together for a while, apart again. The first plan is the one if nothing is ever seen.
 
-    window, threshold, cap: of the slope, see `planner.switching.Switching`; length: steps together; those not given are
-    the paper's for the model's family, scaled from 50 steps to the job's. A cap beyond the image's end is none.
+    window, threshold, cap: of the slope, see `planner.switching.Switching`; length: steps together. Those not given are
+    the paper's for the model's family, or ours where the end is detected, scaled from 50 steps to the job's. A cap beyond
+    the image's end is none.
     direction: `dropped` in the window, as published, or `kept`, or `predicted` from the last two, damped by `damping`.
     detect: after `length` steps together a step apart, and so on until the discrepancy has risen by the threshold per
-    step; None does unless the direction is dropped. send: in the window, `all` or what is `needed`; None sends all if
-    the direction is dropped. cuts, outer, context: of the window's stages, as in `asyncdiff`.
+    step; None does where each branch has one device, unless the direction is dropped. send: in the window, `all` or what
+    is `needed`; context: whether its stages `hold` what they read last or `predict` it; None is as published, all and
+    hold, if the direction is dropped, else needed and predict. cuts, outer: of the stages, as in `asyncdiff`.
     within: how devices share a branch: by `rows` (as `stadi` does with strides 1) or by `stages`; None takes stages where
     there is one device per branch, else rows. split: devices per branch, the first of the cluster; None takes all, as
     even as can be. warmup, mode: of rows, or of stages, of a branch that several devices share.
@@ -94,7 +96,8 @@ def hybridiff(
     if sum(split) > len(names):
         raise Infeasible(f"hybridiff: split {listed} needs {sum(split)} devices, the cluster has {len(names)}")
     alone, faithful = sum(split) == ways, direction == "dropped"
-    send = send or ("all" if faithful else "needed")
+    send, context = send or ("all" if faithful else "needed"), context or ("hold" if faithful else "predict")
+    detect = alone and not faithful if detect is None else detect
     within = within or ("stages" if alone else "rows")
     for name, value, known in (
         ("direction", direction, ("dropped", "kept", "predicted")),
@@ -105,8 +108,8 @@ def hybridiff(
         if value not in known:
             raise InputError(f"hybridiff: {name} {value!r} is not one of {', '.join(known)}")
     given: dict[str, Any] = {"window": window, "threshold": threshold, "cap": cap, "length": length}
-    how = replace(published(model.family, job.steps), **{name: n for name, n in given.items() if n is not None})
-    detect = not faithful if detect is None else detect
+    usual = OURS if detect else PUBLISHED.get(model.family, PUBLISHED["unet"])
+    how = replace(usual.scaled(job.steps), **{name: n for name, n in given.items() if n is not None})
     policy = Context(
         guidance="dropped" if faithful else "kept",
         damping=Damping(border=STAGE if context == "predict" else 0.0, direction=_damping(direction, damping)),
@@ -128,12 +131,17 @@ def _damping(direction: str, damping: float | tuple[float, ...] | None) -> float
 
 
 def switching(script: Script, how: Switching, detect: bool, knobs: dict[str, Any]) -> Generator[Plan, Seen, None]:
-    """The plan with a window at the cap, and what follows from the discrepancy of each step in which the branches are apart."""
-    steps, apart = script.job.steps, replace(script.apart_throughout, knobs=knobs)
-    plan = replace(apart, phases=script.together(apart, how.cap + 1, how.length))
+    """The plan with windows from the cap on, and what follows from the discrepancy of each step with the branches apart."""
+    apart = replace(script.apart_throughout, knobs=knobs)
+    plan = replace(apart, phases=script.together(apart, how.cap + 1, how.length, detect))
     curve: list[float] = []
     tau: int | None = None  # the step at which the branches agreed
-    end = 0  # the first step after a window
+    parted = not detect
+
+    def changed(phases: tuple[Phase, ...], together: int) -> Plan:
+        entry = {"step": seen.step, "together": together, "discrepancy": float(f"{curve[-1]:.4g}")}
+        return replace(plan, phases=phases, knobs=plan.knobs | {"adapted": [*plan.knobs.get("adapted", []), entry]})
+
     while True:
         seen = yield plan
         step = seen.step - 1
@@ -141,16 +149,12 @@ def switching(script: Script, how: Switching, detect: bool, knobs: dict[str, Any
         numbers = seen.values.get(DISCREPANCY) if computed else None
         curve += [nan] * (step - len(curve)) + [discrepancy(numbers) if numbers else nan]
         if tau is None:
-            tau, base = agree(curve, how), apart
-            begins = tau is not None
-        else:
-            begins, base = detect and step == end and bool(numbers) and part(curve, how, tau) is None, plan
-        end = min(seen.step + how.length, steps) if begins else end
-        if begins and end > seen.step and step != how.cap:  # at the cap the plan in force has it anyway
-            entry = {"step": seen.step, "together": end - seen.step, "discrepancy": float(f"{curve[-1]:.4g}")}
-            adapted = [*plan.knobs.get("adapted", []), entry]
-            phases = script.together(base, seen.step, how.length)
-            plan = replace(plan, phases=phases, knobs=plan.knobs | {"adapted": adapted})
+            tau = agree(curve, how)
+            if tau is not None and step < how.cap and how.length:  # at the cap the plan has it anyway
+                plan = changed(script.together(apart, seen.step, how.length, detect), how.length)
+        elif not parted and part(curve, how, tau) is not None:
+            parted = True
+            plan = changed(resumed(plan, seen.step, script.apart(script.job.steps - seen.step)), 0)
 
 
 @dataclass(frozen=True)
@@ -210,16 +214,28 @@ class Script:
 
     # One branch on all devices.
 
-    def together(self, plan: Plan, step: int, length: int) -> tuple[Phase, ...]:
-        """The phases of `plan` up to the downbeat at `step`, of one branch for `length` steps, then of both apart."""
+    def together(self, plan: Plan, step: int, length: int, again: bool) -> tuple[Phase, ...]:
+        """The phases of `plan` up to the downbeat at `step`, of one branch for `length` steps, then of both apart.
+
+        again: for one step, after which it begins anew.
+        """
         left = self.job.steps - step
-        count = min(length, left)
-        if count < 1:
+        if min(length, left) < 1:
             return plan.phases
-        window = self._rows(count) if self.within == "rows" else self._stages(count)
-        named = (replace(p, name=f"window {p.name}", context=_under(self.policy, p.context)) for p in window)
-        rest = self.apart(left - count) if left > count else ()
-        return resumed(plan, step, (*observed(named, self.job, self.model), *rest))
+        found: list[Phase] = []
+        while left > 0:
+            count = min(length, left)
+            found += self._window(count)
+            left -= count
+            rest = min(1, left) if again else left
+            found += self.apart(rest) if rest else ()
+            left -= rest
+        return resumed(plan, step, found)
+
+    def _window(self, steps: int) -> tuple[Phase, ...]:
+        phases = self._rows(steps) if self.within == "rows" else self._stages(steps)
+        named = (replace(p, name=f"window {p.name}", context=_under(self.policy, p.context)) for p in phases)
+        return observed(named, self.job, self.model)
 
     def _rows(self, steps: int) -> tuple[Phase, ...]:
         """Bands of the whole image on all devices, by their speeds."""
@@ -230,14 +246,18 @@ class Script:
         named = ((self.branch,),) * len(devices)
         return tuple(replace(phase, branches=named, ops=_of_branch(phase.ops, self.branch)) for phase in plan.phases)
 
-    def _stages(self, steps: int) -> tuple[Phase, ...]:
+    @cached_property
+    def crew(self) -> Crew:
         """Stages on all devices, as long as these are fast; as published each computes the branch that it computes anyway."""
         devices, own = self.apart_throughout.devices, self.apart_throughout.phases[0].branches
         outer = any(stop.again for stop in self.model.stops) if self.outer is None else self.outer
         task = Task(self.job, self.model, self.cost, len(devices), 1, self.cuts, outer)
         mixed = self.policy.guidance == "dropped"
+        return Crew(task, (team_of(task, (self.branch,), devices),), own if mixed else None)
+
+    def _stages(self, steps: int) -> tuple[Phase, ...]:
+        crew, own = self.crew, self.apart_throughout.phases[0].branches
         after = Context(damping=Damping(border=self.policy.damping.border))
-        crew = Crew(task, (team_of(task, (self.branch,), devices),), own if mixed else None)
         if self.send == "all":
             everyone, makers = crew.where.everyone, crew.heads
             fill = [tuple(evaluation(self.model, crew.alike, r, noise=everyone, makers=makers)) for r in everyone]
