@@ -6,6 +6,7 @@ import pytest
 
 from planner.check import check
 from planner.errors import InputError
+from polyrhythm.interval import bounded
 from polyrhythm.rehearsal import fitted
 from sim.run import run
 from traces import recorded
@@ -40,10 +41,15 @@ def test_they_are_linted(name):
 @pytest.mark.parametrize(("name", "most"), [("mmdit-paced", 0.03), ("mmdit-competitor", 0.12)])
 def test_the_runs_beside_them_are_as_predicted(name, most):
     profile = fitted(load_trace(name))
-    errors = []
+    errors, inside = [], []
     for one in recorded.run_names(name):
         plan, cluster, measured = recorded.load_run(name, one)
         model = load_model(plan.job.model)
         check(plan, model)
-        errors.append(abs(run(plan, model, cluster, profile).latency_seconds / measured.latency_seconds - 1))
+        predicted = bounded(run(plan, model, cluster, profile), plan, model, cluster, profile)
+        errors.append(abs(predicted.latency_seconds / measured.latency_seconds - 1))
+        low, high = predicted.provenance["interval_seconds"]
+        inside.append(low <= measured.latency_seconds <= high)
     assert len(errors) >= 6 and max(errors) <= most
+    if "rehearsed" in profile.about:  # without rehearsals intervals are those of the durations alone
+        assert sum(inside) >= 0.75 * len(inside)
