@@ -207,8 +207,9 @@ class Desk:
     def _marks(self, shares: Sequence[float]) -> list[tuple[int, int, float, float]]:
         """(from level, to level, above how many that wait, back at how many that are there), in order.
 
-        Unless the rules say, a grouping gives way where another makes those who wait done sooner in the mean: of w who
-        wait for n groups that make p a second in all, the mean one is done after (w + n) / p / 2; and back at half of that.
+        Of w who wait for n groups that make p a second in all, the mean one is done after (w + n) / p / 2. Unless the rules
+        say, a grouping gives way at half of the w where that equals another's, for who comes meanwhile waits too; and it
+        comes back at half of that.
         """
         rules, last = self.rules, len(self.groupings) - 1
         count = [len(groups) for groups in self.groupings]
@@ -218,7 +219,7 @@ class Desk:
         while here < last:
             meets = {there: _meet(count[here], pace[here], count[there], pace[there]) for there in range(here + 1, last + 1)}
             there = here + 1 if rules.split_above is not None else min(meets, key=lambda level: meets[level])
-            above = meets[there] if rules.split_above is None else rules.split_above * count[here]
+            above = meets[there] / 2 if rules.split_above is None else rules.split_above * count[here]
             if above == inf:
                 break
             found.append((here, there, above, above / 2 if rules.join_at is None else rules.join_at * count[here]))
