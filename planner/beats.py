@@ -122,10 +122,12 @@ def layout(
     return Layout(tuple(bands), tuple(owners))
 
 
-def prediction(context: str, damping: float | tuple[float, ...] | None = None, stale: bool = True) -> Damping:
+def prediction(
+    context: str, damping: float | tuple[float, ...] | None = None, stale: bool = True, best: Damping = PREDICT
+) -> Damping:
     """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
 
-    No damping is the one that served best (`benchmarks/quality.py`). stale: whether anything is used stale; if not, two
+    No damping is the one that served best. stale: whether anything is used stale; if not, two
     of each tensor would be kept for nothing. InputError for what is neither.
     """
     if context not in ("hold", "predict"):
@@ -133,7 +135,7 @@ def prediction(context: str, damping: float | tuple[float, ...] | None = None, s
     if context == "hold":
         return Damping()
     if damping is None:
-        return PREDICT if stale else Damping()
+        return best if stale else Damping()
     each = damping if isinstance(damping, tuple) else (damping,)
     each = each * 3 if len(each) == 1 else each
     if len(each) != 3 or not all(0 <= value <= 2 for value in each):

@@ -203,7 +203,7 @@ def fit(model: str, sampler: str, runs: Sequence[Run], about: dict[str, Any] | N
     able = [run for run in runs if run.psnr_db < BEST_DB]
     if not able:
         raise InputError("fidelity: no run of a plan that changes the picture; nothing to fit")
-    misses = [miss for fold in range(FOLDS) for miss in _left_out(able, fold)] if len(able) > 2 * FOLDS else []
+    misses = [miss for fold in range(FOLDS) for miss in _left_out(able, fold)] if len(able) > FOLDS else []
     error = round(float(np.median(np.abs(misses))), 2) if misses else 0.0
     found = _fitted(able)
     return replace(found, model=model, sampler=sampler, error_db=error, about=about or {}, runs=tuple(runs))

@@ -154,7 +154,7 @@ TABLE: dict[str, Entry] = {
     ),
     "asyncdiff": Entry(
         several,
-        bold=({"stride": (2,)}, {"context": ("predict",)}, {"stride": (2,), "context": ("predict",)}),
+        bold=({"stride": (2,)},),
         on=lambda model, ranks: ranks <= MOST_STAGES,
         work=lambda knobs: 1 / knobs.get("stride", 1),
     ),
