@@ -45,7 +45,7 @@ class Switching:
 PUBLISHED = {"unet": Switching(12, 0.4e-3, 15, 5), "mmdit": Switching(15, 0.1e-3, 40, 5)}
 # Where guidance goes on through the window, so that the branches need not be as one, and every third step renews it; by
 # `benchmarks/window.py` on both shipped models.
-OURS = Switching(12, 1e-3, 15, 2)
+OURS = Switching(12, 3e-3, 15, 2)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import InputError
-from planner.switching import PUBLISHED, Switching, agree, discrepancy, part, slope
+from planner.switching import OURS, PUBLISHED, Curve, Switching, agree, discrepancy, part, slope
 
 HOW = Switching(window=3, threshold=0.1, cap=8, length=2)
 
@@ -83,3 +83,17 @@ def test_published_parameters() -> None:
     for wrong in ({"window": 0}, {"threshold": 0.0}, {"cap": -1}, {"length": -1}, {"threshold": float("inf")}):
         with pytest.raises(InputError, match="switching: need window of at least 1 step"):
             Switching(**wrong)
+
+
+def test_of_another_number_of_steps() -> None:
+    """The same noise levels: a curve drawn with fewer points is as steep per level, so steeper per step."""
+    twenty = PUBLISHED["unet"].scaled(20)
+    assert (twenty.window, twenty.cap, twenty.length) == (5, 6, 2) and twenty.threshold == pytest.approx(1e-3)
+    assert OURS.scaled(50) == OURS
+    assert OURS.scaled(4).length == OURS.scaled(4).window == 1
+
+
+def test_a_recorded_curve_is_what_ranks_would_have_seen() -> None:
+    seen = Curve((0.5, 0.25)).seen()
+    assert [entry.step for entry in seen] == [1, 2]  # told when the step is over
+    assert [discrepancy(entry.values["discrepancy"]) for entry in seen] == [0.5, 0.25]
