@@ -64,7 +64,8 @@ def test_auto_takes_the_fastest_candidate_and_single_is_always_one():
 
 def test_auto_also_divides_the_branches_among_groups():
     knobs = [(c.scheme, c.knobs) for c in pr.plan(FOUR, SMALL).candidates]
-    assert ("distrifusion", {"split": (2, 2)}) in knobs and ("distrifusion", {}) in knobs
+    held = {"context": "hold"}  # every scheme as it was published
+    assert ("distrifusion", held | {"split": (2, 2)}) in knobs and ("distrifusion", held) in knobs
     without = replace(SMALL, guidance=1.0)
     assert not any(c.knobs.get("split") for c in pr.plan(FOUR, without).candidates)
 
