@@ -76,8 +76,8 @@ def hybridiff(
     direction: `dropped` in the window, as published, or `kept`, or `predicted` from the last two, damped by `damping`.
     detect: after `length` steps together a step apart, and so on until the discrepancy has risen by the threshold per
     step; None does where each branch has one device, unless the direction is dropped. send: in the window, `all` or what
-    is `needed`; context: whether its stages `hold` what they read last or `predict` it; None is as published, all and
-    hold, if the direction is dropped, else needed and predict. cuts, outer: of the stages, as in `asyncdiff`.
+    is `needed`; context: whether stages and bands `hold` what they read last or `predict` it; None is as published, all
+    and hold, if the direction is dropped, else needed and predict. cuts, outer: of the stages, as in `asyncdiff`.
     within: how devices share a branch: by `rows` (as `stadi` does with strides 1) or by `stages`; None takes stages where
     there is one device per branch, else rows. split: devices per branch, the first of the cluster; None takes all, as
     even as can be. warmup, mode: of rows, or of stages, of a branch that several devices share.
@@ -116,7 +116,7 @@ def hybridiff(
     )
     devices = cluster.subset(names[: sum(split)])
     borders = None if cuts is None else borders_named(model, cuts)
-    script = Script(job, model, devices, cost, policy, send, within, split, borders, outer, warmup, mode)
+    script = Script(job, model, devices, cost, policy, context, send, within, split, borders, outer, warmup, mode)
     knobs = {name: getattr(how, name) for name in given}
     knobs |= {"detect": detect, "direction": direction, "context": context}
     knobs |= {"send": send, "within": within, "split": list(split)}
@@ -166,6 +166,7 @@ class Script:
     cluster: Cluster
     cost: Cost
     policy: Context
+    context: str
     send: str
     within: str
     split: tuple[int, ...]
@@ -206,7 +207,7 @@ class Script:
         job = replace(self.job, steps=steps)
         if self.alone:
             return next(cfg(job, self.model, self.cluster, self.cost))
-        how: dict[str, Any] = {"warmup": warmup, "split": self.split}
+        how: dict[str, Any] = {"warmup": warmup, "split": self.split, "context": self.context}
         if self.within == "rows":
             how |= {"temporal": False, "exclude": False, "mode": self.mode}
             return next(stadi(job, self.model, self.cluster, self.cost, **how))
@@ -241,7 +242,7 @@ class Script:
         """Bands of the whole image on all devices, by their speeds."""
         devices = self.apart_throughout.devices
         job = replace(self.job, steps=steps, guidance=1.0, more=())
-        how: dict[str, Any] = {"warmup": 1, "temporal": False, "exclude": False, "mode": self.mode}
+        how: dict[str, Any] = {"warmup": 1, "temporal": False, "exclude": False, "mode": self.mode, "context": self.context}
         plan = ordered(next(stadi(job, self.model, self.cluster.subset(devices), self.cost, **how)), devices)
         named = ((self.branch,),) * len(devices)
         return tuple(replace(phase, branches=named, ops=_of_branch(phase.ops, self.branch)) for phase in plan.phases)
