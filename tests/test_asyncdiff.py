@@ -178,7 +178,7 @@ def test_displaced_stages_do_what_asyncdiff_does(
 ) -> None:
     """To rounding; and it is not what one device makes. The simulator performs the same ops and moves the same bytes."""
     home = homes[family]
-    plan = planned(home, ranks, **knobs)
+    plan = planned(home, ranks, context="hold", **knobs)
     latents, measured = image(machine, plan, home, tmp_path)
     outer = knobs.get("outer", family == "unet")
     wanted = emulated(home, knobs["cuts"], outer, as_knobs.get("stride", 1), as_knobs.get("shift", False))
