@@ -118,8 +118,12 @@ def pairs(options: argparse.Namespace, wanted: int = 5, tries: int = 12) -> int:
             kept: list[dict[str, float]] = []
             for turn in range(tries):
                 done = {scheme: here.run(plan, directory, prompt=CAPTIONS[0]) for scheme, plan in plans.items()}
-                if turn and max(result.foreign_load for result in done.values()) <= FOREIGN_CORES:
-                    kept.append({scheme: result.timeline.latency_seconds for scheme, result in done.items()})
+                took = {scheme: result.timeline.latency_seconds for scheme, result in done.items()}
+                foreign = max(result.foreign_load for result in done.values())
+                said = ", ".join(f"{scheme} {seconds:.2f} s" for scheme, seconds in took.items())
+                print(f"{name}, turn {turn}: {said}; others kept {foreign:.2f} cores busy", file=sys.stderr, flush=True)
+                if turn and foreign <= FOREIGN_CORES:
+                    kept.append(took)
                 if len(kept) == wanted:
                     break
         if not kept:
