@@ -119,7 +119,11 @@ class Machine:
         return [*self._ranks.pids, *(process.pid for process in self._busy)]
 
     def calibrate(self, model: str, name: str, job: Job) -> None:
-        """Time the cores unpaced and set the deadlines of paced devices: PACE times that, by part."""
+        """Time the cores unpaced and set the deadlines of paced devices: PACE times that, by part.
+
+        All ranks are timed at once, and the least counts, which is that of a rank on the core with the fewest. Who is
+        on the core with the most must have slack, too.
+        """
         if self.nominal is not None or not any("@" in kind for kind in self.kinds):
             return
         self.progress("timing the cores to pace the virtual devices by")
@@ -127,7 +131,9 @@ class Machine:
         sizes = band_sizes(description, description.latent_size(job)[0], 4)
         trace = self._measure(model, name, job, sizes, (), None, repeats=3)
         batches = sorted({sample.batch for sample in trace.parts})
-        self.nominal = Profile(tuple(_nominal([s for s in trace.parts if s.batch == b]) for b in batches))
+        cores, ranks = len(os.sched_getaffinity(0)), len(self.cluster.devices)
+        pace = PACE * -(-ranks // cores) / max(ranks // cores, 1)
+        self.nominal = Profile(tuple(_nominal([s for s in trace.parts if s.batch == b], pace) for b in batches))
 
     def measure(
         self,
@@ -469,8 +475,8 @@ def band_sizes(model: Model, height: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({max(granule, round(w / granule) * granule) for w in wanted} | {granule, height}))
 
 
-def _nominal(samples: list[PartSample]) -> PartTable:
-    """What a paced device of speed 1 takes: PACE times a straight line in rows through the least totals that were seen.
+def _nominal(samples: list[PartSample], pace: float) -> PartTable:
+    """What a paced device of speed 1 takes: `pace` times a straight line in rows through the least totals that were seen.
 
     A line, because a virtual device need not have this machine's noise; every part has its mean share of the total.
     """
@@ -481,7 +487,7 @@ def _nominal(samples: list[PartSample]) -> PartTable:
     slope, fixed = np.polyfit(rows, least, 1)
     shares = np.mean([np.array(s.seconds) / sum(s.seconds) for s in samples], axis=0)
     ends = (rows[0], rows[-1])
-    lines = tuple(tuple(float(PACE * max(fixed + slope * n, 0.5 * least[0]) * share) for share in shares) for n in ends)
+    lines = tuple(tuple(float(pace * max(fixed + slope * n, 0.5 * least[0]) * share) for share in shares) for n in ends)
     first = samples[0]
     return PartTable("nominal", first.model, first.height, first.width, first.dtype, first.batch, ends, lines)
 
