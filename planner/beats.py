@@ -122,6 +122,16 @@ def layout(
     return Layout(tuple(bands), tuple(owners))
 
 
+def settled(context: str | None, model: Model, bands: int) -> str:
+    """What the knob `context` means where it is not given, for so many bands of a branch.
+
+    Predict, but hold where halos and statistics go round among more than two: with four bands of a U-Net what was
+    predicted fed back (`benchmarks/results/`).
+    """
+    wavering = bands > 2 and any(stop.kind in ("halo", "stat") for stop in model.stops)
+    return context or ("hold" if wavering else "predict")
+
+
 def prediction(
     context: str, damping: float | tuple[float, ...] | None = None, stale: bool = True, best: Damping = PREDICT
 ) -> Damping:

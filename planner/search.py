@@ -63,10 +63,12 @@ class Shape:
     def look(self) -> Look:
         """What it does to the picture."""
         bands = max(map(len, self.family.groups))
+        wavering = bands > 2 and bool(self.pattern.stale & {"halo", "stat"})
+        context = self.knobs.get("context") or ("hold" if wavering else "predict")  # as `planner.beats.settled` has it
         return Look(
             kind_of(self.scheme, self.knobs, bands),
-            self.knobs.get("context", "predict") == "predict",
-            self.knobs.get("skipped", "predict") == "predict",
+            context == "predict",
+            (self.knobs.get("skipped") or context) == "predict",
             bands,
             shares(self.rows, self.strides),
             self.every * self.pattern.every,
@@ -189,7 +191,7 @@ class Search:
                 seen.add((pattern, repr(rest)))
                 if pattern not in done:
                     done[pattern] = paces(team, pattern, warm)
-                copies = 0 if not entry.cut else 3 if knobs.get("context") == "predict" else 2
+                copies = 0 if not entry.cut else 2 if knobs.get("context") == "hold" else 3
                 for (rows, vector), pace in zip(cuts, done[pattern], strict=True):
                     if self.room(family, rows, copies):
                         yield Shape(name, knobs, family, rows, vector, pattern, entry.exact(knobs), pace, warm_rows)

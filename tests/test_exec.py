@@ -120,10 +120,10 @@ STALE = [
     ("unet", "stadi", 2, {"strides": (1, 2), "warmup": 2, "context": "hold", "skipped": "hold"}),
     ("mmdit", "stadi", 3, {"strides": (1, 2, 4), "rows": (16, 10, 6), "warmup": 2}),
     ("unet", "stadi", 4, {"strides": (1, 2, 1, 2), "split": (2, 2), "warmup": 2}),
-    ("unet", "distrifusion", 3, {"rows": (16, 4, 12), "warmup": 2}),
+    ("unet", "distrifusion", 3, {"rows": (16, 4, 12), "warmup": 2, "context": "predict"}),
     ("mmdit", "stadi", 2, {"strides": (1, 2), "warmup": 2}),
     ("unet", "pcpp", 3, {"rows": (16, 4, 12), "warmup": 2, "context": "hold"}),
-    ("unet", "pcpp", 4, {"warmup": 2, "send": "needed", "portion": (0.3, 1.4)}),
+    ("unet", "pcpp", 4, {"warmup": 2, "send": "needed", "portion": (0.3, 1.4), "context": "predict"}),
     ("unet", "pcpp", 4, {"split": (2, 2), "warmup": 2, "send": "needed", "bundle": 7}),
     ("mmdit", "pcpp", 4, {"rows": (4, 12, 8, 8), "warmup": 1, "portion": (1.4, 0.3)}),
 ]

@@ -271,6 +271,10 @@ def test_what_is_stale_is_predicted_unless_the_published_setting_is_asked_for(sc
     even: dict[str, object] = {"rows": (8, 8), "temporal": False} if scheme == "stadi" else {}
     assert steady(made(scheme, 2, **even)).context.damping == PREDICT
     assert steady(made(scheme, 2, context="hold", **even)).context.damping == Damping()
+    even |= {"rows": (4, 4, 4, 4)} if even else {}
+    assert steady(made(scheme, 4, **even)).context.damping == Damping()  # of four bands with halos it feeds back
+    assert steady(made(scheme, 4, context="predict", **even)).context.damping == PREDICT
+    even |= {"rows": (8, 8)} if even else {}
     for mode in ("full_sync", "no_sync"):
         assert {phase.context.damping for phase in made(scheme, 2, mode=mode, **even).phases} == {Damping()}
 

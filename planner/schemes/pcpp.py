@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from planner.beats import CONTEXT, Message, bundles, layout, prediction
+from planner.beats import CONTEXT, Message, bundles, layout, prediction, settled
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
@@ -44,7 +44,7 @@ def pcpp(
     bundle: int | None = None,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str = "predict",
+    context: str | None = None,
     damping: float | tuple[float, ...] | None = None,
     every: int = 1,
 ) -> Generator[Plan, Seen, None]:
@@ -67,6 +67,7 @@ def pcpp(
     up, down = _portions(portion)
     height, _ = model.latent_size(job)
     where = layout(model, height, job.branches, len(cluster.devices), split, rows)
+    context = settled(context, model, max(len(where.group(rank)) for rank in where.everyone))
     policy = prediction(context, damping, bool(MODES[mode].stale))
     after = Context(MODES[mode].stat, bessel, equal_weights, policy, above=up, below=down)
     spot = mode == "full_sync"

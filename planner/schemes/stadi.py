@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
-from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction
+from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction, settled
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import Infeasible, InputError
@@ -61,7 +61,7 @@ def stadi(
     exclude: bool = True,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str = "predict",
+    context: str | None = None,
     damping: float | tuple[float, ...] | None = None,
     skipped: str | None = None,
     replan: bool = False,
@@ -84,7 +84,7 @@ def stadi(
     exclude: leave out devices that only slow the others, down to one device alone; not where rows or strides are
     given. bundle, bessel, equal_weights, context, damping: as in `distrifusion`.
     skipped: a device of stride above 1 predicts the evaluations it skips from its last two (`predict`; ours, at no cost),
-    or holds its last one for the steps between (`hold`, as published); None predicts where the sampler draws no noise.
+    or holds its last one for the steps between (`hold`, as published); None is as context is, but holds where the sampler draws noise.
     replan: each beat is timed, and rows and strides follow devices that become slower or faster by more than
     `tolerance`, without starting again (`planner.replan`; ours). Those given are then the first ones. believed: how many
     times as long as predicted each device takes, as the image before has shown; then all take part, in this order.
@@ -97,13 +97,8 @@ def stadi(
         raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
     if strides and max(strides) > 1 and MODES[mode].fresh:
         raise InputError(f"stadi: mode {mode} exchanges in every step, so it needs strides 1, not {_listed(strides)}")
-    if skipped is None:
-        skipped = "hold" if job.draws else "predict"
-    if skipped not in SKIPPED:
+    if skipped not in (None, *SKIPPED):
         raise InputError(f"stadi: skipped {skipped!r} is not one of {', '.join(SKIPPED)}")
-    stale = bool(MODES[mode].stale)
-    even = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping, stale))
-    late = replace(even, damping=prediction(context, damping, stale, LATE), skipped=SKIPPED[skipped])
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None and believed is None
     names = tuple(device.name for device in cluster.devices)
@@ -112,6 +107,11 @@ def stadi(
     slower = cost if believed is None else cost.slowed(dict(zip(names, believed, strict=True)))
     task = Task(job, model, slower, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
     choice = _choose(task, _taking_part(task, cluster))
+    context = settled(context, model, max(choice.split or (len(choice.devices),)))
+    skipped = skipped or ("hold" if job.draws else context)
+    stale = bool(MODES[mode].stale)
+    even = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping, stale))
+    late = replace(even, damping=prediction(context, damping, stale, LATE), skipped=SKIPPED[skipped])
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
     else:
