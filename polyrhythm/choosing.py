@@ -28,7 +28,7 @@ from traces.store import known_fidelity, load_model
 
 FEWER_STEPS = ("never", "truer", "faster")
 OBJECTIVES = ("latency", "throughput", "energy", "money")
-LEVEL = "fast"
+LEVEL = "high"
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def pareto(
     cost, simulate, table = _ready(model, job, cluster, profile, replace(wish, fidelity=None))
     if table is None:
         raise InputError(f"nothing is known of the pictures of {job.model}; `polyrhythm calibrate` makes a table")
-    rule = replace(wish.rule(cost), floor_db=LEVELS[LEVEL] if wish.min_psnr is None else wish.min_psnr)
+    rule = replace(wish.rule(cost), floor_db=LEVELS["fast"] if wish.min_psnr is None else wish.min_psnr)
     points = frontier(cost, simulate, table, knobs, rule)
     alone = min(cluster.devices, key=lambda d: cost.forward(d.name, cost.height, job.batch * len(job.branches)))
     rivals = frontier(cost, simulate, table, {"device": alone.name}, rule)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def wish(
     fidelity: Annotated[
         str | None,
-        typer.Option(metavar="LEVEL", help="How true the picture: strict (the same), high, fast (default) or any."),
+        typer.Option(metavar="LEVEL", help="How true the picture: strict (the same), high (default), fast or any."),
     ] = None,
     min_psnr: Annotated[
         float | None, typer.Option(metavar="DB", help="How true the picture: PSNR to one device's, at least.")

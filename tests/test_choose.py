@@ -13,6 +13,7 @@ from planner.cost import Cost
 from planner.errors import Infeasible, PolyrhythmError
 from planner.fidelity import LEVELS
 from planner.search import Search, vectors
+from polyrhythm.choosing import LEVEL
 from tests.brute import RATES, SPEEDS, chosen, cluster_of, least
 from traces.store import load_model
 
@@ -119,7 +120,7 @@ def test_the_plan_is_told_as_it_is_simulated():
     planned = pr.plan(cluster, pr.job("sd15"))
     again = pr.simulate(planned.plan, cluster)
     assert planned.predicted_seconds == again.timeline.latency_seconds
-    first = next(c for c in planned.candidates if c.exact or c.psnr_db >= LEVELS["fast"])  # what is faster is below the floor
+    first = next(c for c in planned.candidates if c.exact or c.psnr_db >= LEVELS[LEVEL])  # what is faster is below the floor
     assert first.simulated and first.predicted_seconds == pytest.approx(planned.predicted_seconds, rel=1e-6)
     seconds = [c.predicted_seconds for c in planned.candidates]
     known = [each for each in seconds if each is not None]
