@@ -128,7 +128,10 @@ def main() -> None:
     if options.every_beat:
         repeat.KEPT = {}
     if options.part:
-        print(json.dumps(PARTS[options.part]()))
+        part = PARTS[options.part]()
+        print(json.dumps(part))
+        if options.plot and options.part == "growth":
+            plot({"growth": part}, options.plot)
         return
     found = measure(*["--every-beat"] * options.every_beat)
     if options.plot:
