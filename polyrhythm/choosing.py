@@ -22,6 +22,7 @@ from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.volume import Volume, volume
 from polyrhythm import planfile
+from polyrhythm.plots import plotted
 from sim.run import run as perform
 from traces.hints import unknown
 from traces.store import known_fidelity, load_model
@@ -274,33 +275,20 @@ def pareto(
 
 def draw(found: Frontier, path: Path | str) -> Frontier:
     """Seconds against dB: the frontier, and one device with fewer steps. InputError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("a plot needs matplotlib: pip install 'polyrhythm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    told = [p.psnr_db for p in (*found.points, *found.rivals) if p.psnr_db is not None]
-    top = max(told, default=40.0) + 5  # where the same picture is drawn
-    for points, style, label in ((found.rivals, "k.-", "one device, fewer steps"), (found.points, "o-", "frontier")):
-        ends = [top if p.psnr_db is None else p.psnr_db for p in points]
-        axes.plot([p.predicted_seconds for p in points], ends, style, label=label)
-    for p in found.points:
-        steps = "" if p.steps == found.job.steps else f" {p.steps} steps"
-        place = p.predicted_seconds, top if p.psnr_db is None else p.psnr_db
-        axes.annotate(f"{p.scheme}{steps}", place, fontsize=7, xytext=(3, -8), textcoords="offset points")
-    axes.set_xlabel("predicted seconds per image")
-    axes.set_ylabel(f"predicted PSNR to one device, {found.job.steps} steps (dB, {found.source}); top: the same")
-    axes.set_title(found.job.model)
-    axes.legend()
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    with plotted(path, figsize=(7, 4.5)) as (_, axes):
+        told = [p.psnr_db for p in (*found.points, *found.rivals) if p.psnr_db is not None]
+        top = max(told, default=40.0) + 5  # where the same picture is drawn
+        for points, style, label in ((found.rivals, "k.-", "one device, fewer steps"), (found.points, "o-", "frontier")):
+            ends = [top if p.psnr_db is None else p.psnr_db for p in points]
+            axes.plot([p.predicted_seconds for p in points], ends, style, label=label)
+        for p in found.points:
+            steps = "" if p.steps == found.job.steps else f" {p.steps} steps"
+            place = p.predicted_seconds, top if p.psnr_db is None else p.psnr_db
+            axes.annotate(f"{p.scheme}{steps}", place, fontsize=7, xytext=(3, -8), textcoords="offset points")
+        axes.set_xlabel("predicted seconds per image")
+        axes.set_ylabel(f"predicted PSNR to one device, {found.job.steps} steps (dB, {found.source}); top: the same")
+        axes.set_title(found.job.model)
+        axes.legend()
     return replace(found, plot=str(path))
 
 

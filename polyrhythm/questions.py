@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.errors import InputError
+from polyrhythm.plots import need_matplotlib, plotted
 
 if TYPE_CHECKING:
     from polyrhythm.sweeping import Row
@@ -152,12 +152,6 @@ def _told(question: Question, line: tuple[tuple[float, float], ...]) -> tuple[fl
     return x, f"worth it from {spelt(x)} on; {most}"
 
 
-def need_matplotlib() -> None:
-    """InputError, better before the work than after."""
-    if find_spec("matplotlib") is None:
-        raise InputError("a plot needs matplotlib: pip install 'polyrhythm[plot]'")
-
-
 def draw(found: Sequence[Answer], path: Path | str) -> None:
     """A panel per question that has an answer; InputError if none has."""
     need_matplotlib()
@@ -166,29 +160,18 @@ def draw(found: Sequence[Answer], path: Path | str) -> None:
         raise InputError(
             "nothing to plot: no question has two points; sweep over count, bytes_per_second or unequal devices"
         )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(names), figsize=(6 * len(names), 4.5), layout="constrained", squeeze=False)
-    for name, panel in zip(names, axes[0], strict=True):
-        question = QUESTIONS[name]
-        lines = [answer for answer in found if answer.question == name]
-        for answer, style in zip(lines, cycle(STYLES), strict=False):
-            panel.plot(*zip(*answer.points, strict=True), style, marker="o", markersize=3, label=answer.series or None)
-        panel.set(title=question.title, xlabel=LABELS[question.x], ylabel=LABELS[question.y])
-        if question.y == "speedup":
-            panel.axhline(1, color="grey", linewidth=0.8)
-        if question.x == LOGARITHMIC:
-            panel.set_xscale("log")
-        if question.x == "device_count":
-            panel.xaxis.get_major_locator().set_params(integer=True)
-        if any(answer.series for answer in lines):
-            panel.legend(fontsize=7)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    with plotted(path, nrows=1, ncols=len(names), figsize=(6 * len(names), 4.5), squeeze=False) as (_, axes):
+        for name, panel in zip(names, axes[0], strict=True):
+            question = QUESTIONS[name]
+            lines = [answer for answer in found if answer.question == name]
+            for answer, style in zip(lines, cycle(STYLES), strict=False):
+                panel.plot(*zip(*answer.points, strict=True), style, marker="o", markersize=3, label=answer.series or None)
+            panel.set(title=question.title, xlabel=LABELS[question.x], ylabel=LABELS[question.y])
+            if question.y == "speedup":
+                panel.axhline(1, color="grey", linewidth=0.8)
+            if question.x == LOGARITHMIC:
+                panel.set_xscale("log")
+            if question.x == "device_count":
+                panel.xaxis.get_major_locator().set_params(integer=True)
+            if any(answer.series for answer in lines):
+                panel.legend(fontsize=7)

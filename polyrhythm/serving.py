@@ -12,6 +12,7 @@ from planner.cluster import Cluster
 from planner.errors import Infeasible, InputError
 from planner.workload import ALL, EACH, FOUND, Groups, Rules, Workload, grouping
 from polyrhythm.interval import COVERAGE
+from polyrhythm.plots import plotted
 from polyrhythm.services import Planning, Prices, Service, Services
 from sim.runs import Estimate
 from sim.serve import Log
@@ -296,28 +297,15 @@ def _used(prices: Prices, cluster: Cluster, names: tuple[str, ...]) -> list[tupl
 
 def draw(served: Served, path: str) -> Served:
     """The queue over time, and the grouping in force. InputError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("a plot needs matplotlib: pip install 'polyrhythm[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 3.5), layout="constrained")
-    end = served.first.end
-    times, waiting = zip(*[*served.first.queue, (end, 0)], strict=True)
-    axes.step([t / 60e9 for t in times], waiting, where="post", lw=0.8)
-    for (at, which), (until, _) in zip(served.first.switches, [*served.first.switches[1:], (end, 0)], strict=True):
-        if len(served.way.groupings) > 1 and which:
-            axes.axvspan(at / 60e9, until / 60e9, alpha=0.15, lw=0)
-    axes.set_xlabel("minutes" + (f" (shaded: {served.way.groupings[-1]})" if len(served.way.groupings) > 1 else ""))
-    axes.set_ylabel("requests waiting")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    with plotted(path, figsize=(8, 3.5)) as (_, axes):
+        end = served.first.end
+        times, waiting = zip(*[*served.first.queue, (end, 0)], strict=True)
+        axes.step([t / 60e9 for t in times], waiting, where="post", lw=0.8)
+        for (at, which), (until, _) in zip(served.first.switches, [*served.first.switches[1:], (end, 0)], strict=True):
+            if len(served.way.groupings) > 1 and which:
+                axes.axvspan(at / 60e9, until / 60e9, alpha=0.15, lw=0)
+        axes.set_xlabel("minutes" + (f" (shaded: {served.way.groupings[-1]})" if len(served.way.groupings) > 1 else ""))
+        axes.set_ylabel("requests waiting")
     return replace(served, plot=str(path))
 
 

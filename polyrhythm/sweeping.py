@@ -23,7 +23,8 @@ from planner.errors import Infeasible, InputError, PlanError, PolyrhythmError
 from planner.job import Job
 from planner.profile import Profile
 from polyrhythm import api
-from polyrhythm.questions import Answer, answers, draw, need_matplotlib
+from polyrhythm.plots import need_matplotlib
+from polyrhythm.questions import Answer, answers, draw
 from sim.sweep import check_backend
 from sim.sweep import sweep as perform
 from traces.conditions_file import load_conditions

@@ -342,9 +342,9 @@ def test_nothing_to_plot(tmp_path):
 
 
 def test_without_matplotlib(done, tmp_path, monkeypatch):
-    from polyrhythm import questions
+    from polyrhythm import plots
 
-    monkeypatch.setattr(questions, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="a plot needs matplotlib: pip install"):
         sweep(Path(done.output).with_name("grid.toml"), tmp_path / "r.csv", plot=tmp_path / "p.png")
 
