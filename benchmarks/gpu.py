@@ -1,6 +1,6 @@
-"""What only a GPU can show, in one command: correctness, speed of one rank, profiles, unequal shares, overlap.
+"""What only a GPU can show, in one command: correctness, speed of one rank, CUDA graphs, profiles, unequal shares, overlap.
 
-    make gpu        or        python benchmarks/gpu.py [parity speed profile unequal overlap]
+    make gpu        or        python benchmarks/gpu.py [parity speed graphs profile unequal overlap]
                                   [--models sdxl sd3-medium] [--pixels 1024] [--dtype float16] [--out out/gpu] [--tiny]
 
 Models have their published shapes and random weights; nothing is downloaded. Ranks that share a card talk over gloo,
@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ import torch
 from safetensors.torch import load_file
 
 from exec.describe import CONFIGS
-from exec.models import arguments, load_pipeline
+from exec.graphs import Recorder, recorder
+from exec.models import arguments, denoiser, load_pipeline
 from exec.pipeline import parallelize, unparallelize
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
@@ -173,7 +175,7 @@ def random_pipeline(name: str, home: Path, dtype: str) -> Path:
 
 
 def parity(subject: Subject, steps: int = 4) -> dict[str, Any]:
-    """Latents of two ranks on one card, all fresh, and of one rank, against bare diffusers."""
+    """Latents of two ranks on one card, all fresh, and of one rank, against bare diffusers; with graphs and without."""
     job = subject.job(steps)
     bare = subject.call(subject.pipeline(), job).float().cpu()
     found: dict[str, Any] = {"model": subject.name, "dtype": job.dtype, "limit": TOLERANCE[job.dtype]}
@@ -185,11 +187,12 @@ def parity(subject: Subject, steps: int = 4) -> dict[str, Any]:
         "full_sync": subject.plan("distrifusion", job, cluster, mode="full_sync"),
     }
     with Machine(cluster, backend=subject.backend(2)) as here:
-        for name, plan in plans.items():
-            here.run(plan, subject.directory, output=output)
-            latents = load_file(output)["latents"]
-            found[name] = float((latents - bare).norm() / bare.norm())
-    if max(found[name] for name in plans) > found["limit"]:
+        for here.graphs in (False, True):
+            for name, plan in plans.items():
+                here.run(plan, subject.directory, output=output)
+                latents = load_file(output)["latents"]
+                found[name + ", graphs" * here.graphs] = float((latents - bare).norm() / bare.norm())
+    if max(value for name, value in found.items() if name.removesuffix(", graphs") in plans) > found["limit"]:
         raise AssertionError(f"{subject.name}: {found}")
     return found
 
@@ -210,6 +213,53 @@ def speed(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any]
     rate = matrix_rate(subject.device, job.dtype)
     found = {"model": subject.name, "bare_seconds": bare, "ours_seconds": ours, "slower": ours / bare - 1}
     return found | {"flops": flops, "measured_flops_per_second": rate, "floor_seconds": flops / rate}
+
+
+def graphs(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any]:
+    """Seconds per step of what is recorded: bare diffusers as one graph, ours of the whole image, and of one of two bands.
+
+    Beside them what the same takes without graphs, and of the band the share of the time in which the card works: the
+    rest is Python's. Bands are timed alone, with zeros for what the other would have sent.
+    """
+    pipe, job, pair = subject.pipeline(), subject.job(steps), subject.cluster(("gpu", "gpu"))
+    plans = {
+        "whole": subject.plan("single", job, pair, device="gpu0"),
+        "band": subject.plan("distrifusion", job, pair, warmup=1),
+    }
+    found: dict[str, Any] = {"model": subject.name}
+
+    def median(name: str) -> None:
+        seconds = [timed(lambda: subject.call(pipe, job)) / steps for _ in range(repeats + 1)]
+        found[f"{name}_seconds"] = statistics.median(seconds[1:])
+
+    median("bare")
+    module = denoiser(pipe)
+    module.forward = partial(whole_graph, recorder(module.device), module.forward)
+    median("bare, graphs")
+    module.__dict__.pop("forward")
+    for name, plan in plans.items():
+        for recorded in (False, True):
+            parallelize(pipe, plan, 0, blank=True, graphs=recorded)
+            median(name + ", graphs" * recorded)
+            if torch.cuda.is_available():
+                busy = kernel_seconds(lambda: subject.call(pipe, job)) / steps
+                found[f"{name}{', graphs' * recorded}_busy"] = busy / found[f"{name}{', graphs' * recorded}_seconds"]
+            unparallelize(pipe)
+    found["memory_bytes"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return found
+
+
+def whole_graph(known: Recorder, original: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+    """A forward of bare diffusers as one graph."""
+    kwargs = kwargs | {"return_dict": False}
+    return (known.evaluate("bare", lambda inputs: original(*inputs[0], **inputs[1])[0], (args, kwargs)),)
+
+
+def kernel_seconds(work: Callable[[], object]) -> float:
+    """Seconds in which the device ran kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as listening:
+        timed(work)
+    return sum(event.self_device_time_total for event in listening.key_averages()) / 1e6
 
 
 def profile(subject: Subject) -> dict[str, Any]:
@@ -265,7 +315,7 @@ def overlap(subject: Subject, steps: int = 10) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[Subject], Any]] = {f.__name__: f for f in (parity, speed, profile, unequal, overlap)}
+PARTS: dict[str, Callable[[Subject], Any]] = {f.__name__: f for f in (parity, speed, graphs, profile, unequal, overlap)}
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -163,9 +163,13 @@ class Context:
 
         needed: PlanError if nothing is known.
         """
-        if needed or self.rank in self.theirs.get(stop, {}):
+        if needed or self.knows(stop):
             return self.stale(stop, self.rank).to(like.dtype)
         return stand_in(like, self.shape(self.phase, stop, self.rank))
+
+    def knows(self, stop: int) -> bool:
+        """Whether a border has come, or been computed here."""
+        return self.rank in self.theirs.get(stop, {})
 
     def keys_values(self, stop: int) -> Tensor:
         """(b, T of what attention sees, 2C): the others' last around the own fresh, in image order."""

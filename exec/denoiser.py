@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from exec.attention import Asked
 from exec.context import Context
+from exec.graphs import Recorder, Work
 from exec.run import Program
 from planner.errors import InputError, PlanError
 from planner.model import Model, Part, Stop
@@ -42,7 +43,8 @@ class Adapter(Protocol):
 class Seam:
     """Between an adapter and the plan's interpreter. While `program` is None the model runs undisturbed."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder = recorder
         self.program: Program | None = None
         self.context: Context | None = None
         self.full: Tensor | None = None  # the whole latent of this evaluation, own branches: (b, C, H, W)
@@ -53,14 +55,15 @@ class Seam:
         self._advance()
 
     def at(self, stop: int, own: Tensor) -> None:
-        """The forward has reached `stop` with this tensor; perform the plan's ops up to the next Compute."""
+        """The evaluation has got to `stop` with this tensor; perform the plan's ops up to the next Compute."""
         self.context.own[stop] = own
-        self.passing(stop)
-
-    def passing(self, stop: int) -> None:
-        """Likewise, of a stop whose tensor nobody needs."""
         if stop == self.op.stop:
             self._advance()
+
+    def passing(self, stop: int) -> None:
+        """The forward passes a stop whose tensor nobody needs."""
+        if stop == self.op.stop:
+            self._pause(self._advance)
 
     def foreign(self, stop: int) -> bool:
         """Whether the work that ends at border (or noise) `stop` is another rank's in this evaluation."""
@@ -70,13 +73,25 @@ class Seam:
         """The forward has reached a border; `own` makes what travels there, if any plan's parcel has it."""
         if not self.live:
             return
-        if stop in self.context.wanted:
-            self.context.computed(stop, own())
-        self.passing(stop)
+        if stop not in self.context.wanted:
+            self.passing(stop)
+            return
+        made = own()
+
+        def reached() -> tuple[Tensor, ...]:
+            self.context.computed(stop, self._kept(made))
+            return self._advance() if stop == self.op.stop else ()
+
+        self._pause(reached)
 
     def held(self, stop: int, like: Tensor) -> Tensor:
         """What is known of a border that another rank computes, or a stand-in; like: a tensor of the model's dtype."""
-        return self.context.border(stop, like, needed=self.op.start == stop)
+        needed = self.op.start == stop
+
+        def known() -> tuple[Tensor]:
+            return (self.context.border(stop, like, needed),)
+
+        return (self._pause(known) if needed or self.context.knows(stop) else known())[0]
 
     @property
     def live(self) -> bool:
@@ -96,26 +111,43 @@ class Seam:
         if self.live and self.alone:
             self.passing(stop)
         elif self.live:
-            self.context.ask(stop, asked)
-            self.at(stop, torch.cat([key.flatten(2), value.flatten(2)], dim=-1))
-            done = self.context.attended(stop)
-            if done is not None:
-                return asked.parted(done)
-            both = self.context.keys_values(stop).to(key.dtype).chunk(2, dim=-1)
-            key, value = (x.unflatten(-1, key.shape[2:]) for x in both)
+            both = torch.cat([key.flatten(2), value.flatten(2)], dim=-1)
+
+            def met() -> tuple[Tensor]:
+                self.context.ask(stop, asked)
+                self.at(stop, both)
+                done = self.context.attended(stop)
+                return (self.context.keys_values(stop).to(key.dtype) if done is None else done,)
+
+            (found,) = self._pause(met)
+            if self.context.started:
+                return asked.parted(found)
+            key, value = (x.unflatten(-1, key.shape[2:]) for x in found.chunk(2, dim=-1))
         return asked.parted(asked.over(key, value))
 
     def edges(self, stop: int, own: Tensor, pad: int) -> tuple[Tensor, Tensor]:
         """Own band (b, C, n, W) in; `pad` rows above and below it out."""
-        self.at(stop, torch.stack([own[:, :, :pad], own[:, :, -pad:]]))
-        return self.context.edges(stop)
+        both = torch.stack([own[:, :, :pad], own[:, :, -pad:]])
+
+        def met() -> tuple[Tensor, ...]:
+            self.at(stop, both)
+            return self.context.edges(stop)
+
+        above, below = self._pause(met)
+        return above, below
 
     def moments(self, stop: int, own: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Own band (b, C, ...) in; mean and variance (b, groups) of the whole image out."""
         x = own.reshape(own.shape[0], groups, -1)
         mean, norm = x.mean(-1, dtype=torch.float32), torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-        self.at(stop, torch.stack([mean, norm * norm / x.shape[-1]], dim=-1))
-        return self.context.moments(stop, x.shape[-1])
+        both = torch.stack([mean, norm * norm / x.shape[-1]], dim=-1)
+
+        def met() -> tuple[Tensor, ...]:
+            self.at(stop, self._kept(both))
+            return self.context.moments(stop, x.shape[-1])
+
+        mean, variance = self._pause(met)
+        return mean, variance
 
     def close(self) -> None:
         """Forget the image; the model runs undisturbed again."""
@@ -123,7 +155,15 @@ class Seam:
             self.program.close()
         self.program = self.context = self.full = None
 
-    def _advance(self) -> None:
+    def _pause(self, work: Work) -> tuple[Tensor, ...]:
+        """What `work` gives, which the plan does in the middle of the forward; a recorded forward is left for it."""
+        return work() if self.recorder is None else self.recorder.pause(work)
+
+    def _kept(self, own: Tensor) -> Tensor:
+        """A tensor that is used again after this evaluation, when a recorded forward writes another into its place."""
+        return own if self.recorder is None else own.clone()
+
+    def _advance(self) -> tuple[()]:
         """Up to the next Compute; `done` holds the events once the program has ended."""
         try:
             self.phase, self.step, self.op = next(self.program)
@@ -133,6 +173,7 @@ class Seam:
         else:
             if self.op.start == 0:
                 self.context.enter(self.phase, self.step)
+        return ()
 
 
 def unpack(sample: Tensor, packed: int, height: int) -> Tensor:

@@ -36,7 +36,7 @@ class Request:
 
     evaluations: per visit of a size, the first of which is dropped; sweep: number of this round over all sizes.
     transfers: what is timed of links, as {"verb", "link", "members"}, the last a list of groups of processes that take
-    turns; nbytes: bytes a rank receives.
+    turns; nbytes: bytes a rank receives. graphs: as in `parallelize`.
     """
 
     model: str
@@ -53,6 +53,7 @@ class Request:
     transfers: tuple[dict[str, Any], ...] = ()
     nbytes: tuple[int, ...] = ()
     message_repeats: int = 7
+    graphs: bool = False
 
 
 def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
@@ -73,19 +74,23 @@ def parts(pipe: Any, request: Request, pace: Pace | None, beat: Beat) -> list[di
 
 
 def time_parts(pipe: Any, request: Request, batch: int, rows: int, pace: Pace | None) -> list[tuple[float, ...]]:
-    """Seconds of every part, per evaluation but the first, of a band of `rows` with `batch` items."""
-    size = request.height, request.width
+    """Seconds of every part, per evaluation but the first, of a band of `rows` with `batch` items.
+
+    Of graphs all but the first two: the second is recorded.
+    """
+    size, dropped = (request.height, request.width), 1 + request.graphs
+    steps = request.evaluations + request.graphs
     embedded = skeleton(request.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor).takes_guidance
     images = batch if embedded else max(1, batch // 2)
-    job = Job(request.name, *size, request.evaluations, 5.0, request.sampler, request.dtype, images, embedded=embedded)
-    parallelize(pipe, _alone(pipe, job, batch, rows), 0, pace=pace, blank=True)
+    job = Job(request.name, *size, steps, 5.0, request.sampler, request.dtype, images, embedded=embedded)
+    parallelize(pipe, _alone(pipe, job, batch, rows), 0, pace=pace, blank=True, graphs=request.graphs)
     try:
         pipe(**arguments(pipe, request.model, None, None, job.batch), **planned_call(pipe, job))
         events = pipe.polyrhythm.timeline.events
     finally:
         unparallelize(pipe)
     count = len(events) // job.steps
-    chunks = [events[i * count : (i + 1) * count] for i in range(1, job.steps)]
+    chunks = [events[i * count : (i + 1) * count] for i in range(dropped, job.steps)]
     return [tuple((e.end_ns - e.start_ns) / 1e9 for e in chunk) for chunk in chunks]
 
 

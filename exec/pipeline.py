@@ -23,6 +23,7 @@ from exec.channels import Channels
 from exec.clock import clock_for
 from exec.context import Context, ahead
 from exec.denoiser import Seam, adapter_for, pack, skeleton, unpack
+from exec.graphs import recorder
 from exec.pace import Pace
 from exec.run import run
 from planner.beats import CONTEXT, STATE
@@ -43,6 +44,7 @@ def parallelize(
     pace: Pace | None = None,
     blank: bool = False,
     recorded: Sequence[Seen] = (),
+    graphs: bool = False,
 ) -> Any:
     """Make `pipe` perform `plan` as its rank `rank` (default: this process's rank); returns the same object.
 
@@ -50,7 +52,8 @@ def parallelize(
     After a call `pipe.polyrhythm.timeline` holds what happened, and `.performed` the plan as it was performed, which is
     another one where a scheme has adapted. blank: stand-in zeros for what other ranks would have sent, to time one rank
     alone. recorded: what an adapting scheme is told in place of what is seen: `Timeline.seen` of an image that is to be
-    made again. Raises InputError, PlanError or RanksDisagree before the first forward.
+    made again. graphs: record evaluations as CUDA graphs (`exec.graphs`), so that later ones cost no Python. Raises
+    InputError, PlanError or RanksDisagree before the first forward.
     """
     if hasattr(pipe, "polyrhythm"):
         unparallelize(pipe)
@@ -67,7 +70,7 @@ def parallelize(
             )
         later = (CONTEXT, STATE) if plan.recipe else ()  # what plans that follow may use
         channels = Channels(tuple({*plan.channels(), *later}))
-    pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank, recorded)
+    pipe.polyrhythm = Parallel(pipe, plan, rank, channels, pace, blank, recorded, graphs)
     return pipe
 
 
@@ -91,6 +94,7 @@ class Parallel:
         pace: Pace | None,
         blank: bool,
         recorded: Sequence[Seen] = (),
+        graphs: bool = False,
     ) -> None:
         self.pipe, self.plan, self.rank, self.channels, self.pace, self.blank = pipe, plan, rank, channels, pace, blank
         self.recorded = recorded
@@ -99,7 +103,8 @@ class Parallel:
         self.adapter = adapter_for(self.denoiser)
         self.model: Model = skeleton(plan.job.model, self.adapter, pipe.vae_scale_factor)
         self._check(plan)
-        self.seam = Seam()
+        self.seam = Seam(recorder(self.denoiser.device) if graphs else None)
+        self.phases: list[Phase] = []  # that were recorded
         self.clock = clock_for(self.denoiser.device)
         self.timeline: Timeline | None = None
         self.performed = plan
@@ -209,9 +214,15 @@ class Parallel:
                 return value[items]
             return value
 
-        self.seam.full = pick(sample)
-        band = self._packed(self._latents(self.seam.full)[:, :, rows.start : rows.stop])
-        out = original(band, *map(pick, args), **pick({**kwargs, "return_dict": False}))[0]
+        def forward(inputs: tuple[Tensor, Tensor, list[Any], dict[str, Any]]) -> Tensor:
+            self.seam.full, band, args, kwargs = inputs
+            return original(band, *args, **kwargs, return_dict=False)[0]
+
+        full = pick(sample)
+        band = self._packed(self._latents(full)[:, :, rows.start : rows.stop])
+        inputs = full, band, [*map(pick, args)], pick({k: v for k, v in kwargs.items() if k != "return_dict"})
+        known = self.seam.recorder
+        out = known.evaluate(self._kind(phase), forward, inputs) if known else forward(inputs)
         out = unpack(out, self.adapter.packed, rows.count)
         channels = self.model.stops[self.model.noise].channels
         if not self.seam.foreign(self.model.noise):
@@ -219,6 +230,13 @@ class Parallel:
         noise = self.seam.context.noise()
         # PixArt also predicts variances, which its pipeline throws away: they do not travel.
         return self._packed(F.pad(noise, (0, 0, 0, 0, 0, out.shape[1] - channels)))
+
+    def _kind(self, phase: Phase) -> tuple[int, int]:
+        """Evaluations of one kind do the same on other numbers: the phase's number, and the step within the beat."""
+        known = next((n for n, other in enumerate(self.phases) if other is phase or other == phase), None)
+        if known is None:
+            self.phases.append(phase)
+        return len(self.phases) - 1 if known is None else known, self.seam.op.step
 
     def _latents(self, sample: Tensor) -> Tensor:
         return unpack(sample, self.adapter.packed, self.model.latent_size(self.plan.job)[0])

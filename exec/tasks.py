@@ -49,7 +49,8 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     (document or null), call (more arguments of the pipeline's call), output (path for `.png`, `.safetensors` of the
     first rank, or null), trace_latents, repeats (timelines and first plans of all are returned; a scheme that adapts
     begins each with what the one before has shown), profiler (directory for torch.profiler's trace of the last repeat, or
-    null), recorded (what schemes are told in every repeat in place of what is seen, as in a timeline), timeout_seconds.
+    null), graphs (as in `parallelize`), recorded (what schemes are told in every repeat in place of what is seen, as in a
+    timeline), timeout_seconds.
     Processes that are not members idle.
     """
     plan = Plan.from_json(args["plan"])
@@ -65,7 +66,8 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     channels.reset(members)
     pace = _pace(args.get("pace"))
     recorded = [Seen.from_json(entry) for entry in args.get("recorded", ())]
-    parallelize(pipe, plan, rank, channels=channels, pace=pace, recorded=recorded)
+    graphs = args.get("graphs", False)
+    parallelize(pipe, plan, rank, channels=channels, pace=pace, recorded=recorded, graphs=graphs)
     timelines, walls, plans = [], [], []
     try:
         repeats = args.get("repeats", 1)

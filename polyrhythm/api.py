@@ -254,13 +254,15 @@ def run(
     expected_seconds: float | None = None,
     arriving: Arriving | None = None,
     seen: Sequence[Seen] = (),
+    graphs: bool = False,
 ) -> Performance:
     """Perform the plan on this machine with the pipeline of `model`: a shipped model, a directory or a hub id.
 
     call: more arguments of the pipeline's call, such as eta or guidance_rescale. nominal: what paced devices are paced
     by, from `measure`; otherwise it is measured first. expected_seconds: the predicted latency, from which follows how
     long a rank may be silent. profiler: a directory for torch.profiler's traces of the last repeat. arriving, seen: as
-    in `simulate`; only paced devices make room for who arrives. Raises InputError without torch, RankFailed, RankStalled,
+    in `simulate`; only paced devices make room for who arrives. graphs: record evaluations as CUDA graphs
+    (`exec.graphs`). Raises InputError without torch, RankFailed, RankStalled,
     RanksDisagree or NotANumber where the run ends badly.
     """
     check(plan, load_model(plan.job.model))
@@ -283,6 +285,7 @@ def run(
         expected_seconds=expected_seconds,
         arriving=arriving or {},
         recorded=seen,
+        graphs=graphs,
     )
     return Performance(done.performed or plan, done.timeline, done.output, done.seconds, done.foreign_load)
 
@@ -501,17 +504,19 @@ def measure(
     nbytes: tuple[int, ...] | None = None,
     *,
     backend: str = "gloo",
+    graphs: bool = False,
     progress: Callable[[str], None] = SILENT,
 ) -> Measured:
     """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
 
-    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages. Raises InputError without
+    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages; graphs: as `run`
+    with graphs has it. Raises InputError without
     torch.
     """
     need_torch()
     from polyrhythm import local
 
-    model, options = load_model(job.model), {"backend": backend, "progress": progress}
+    model, options = load_model(job.model), {"backend": backend, "graphs": graphs, "progress": progress}
     return Measured(*local.measure(cluster, local.model_directory(job.model), model, job, rows, nbytes, **options))
 
 

@@ -283,6 +283,9 @@ SeenFile = Annotated[
 PerformedFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the plan as it was performed, for a scheme that adapts.")
 ]
+Graphs = Annotated[
+    bool, typer.Option("--graphs", help="Record evaluations as CUDA graphs, so that later ones cost no Python.")
+]
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="A plan file, else flags of a new plan.")]
 LoadFile = Annotated[
     Path | None,
@@ -520,6 +523,7 @@ def measure(
     rows: Annotated[str | None, typer.Option(metavar="4,8,16", help="Band heights to time, in latent rows.")] = None,
     nbytes: Annotated[str | None, typer.Option(metavar="1024,65536", help="Sizes of messages to time.")] = None,
     backend: Annotated[Backend, typer.Option()] = Backend.gloo,
+    graphs: Graphs = False,
 ) -> Any:
     """Time a model's parts and the links on this machine."""
     from polyrhythm import api
@@ -528,7 +532,7 @@ def measure(
     bands, sizes = (_numbers(*given, int) if given[1] else None for given in (("rows", rows), ("nbytes", nbytes)))
     asked, wanted = _job(job), _given(cluster)
     with working("measuring") as progress:
-        found = api.measure(wanted, asked, bands, sizes, backend=backend.value, progress=progress)
+        found = api.measure(wanted, asked, bands, sizes, backend=backend.value, graphs=graphs, progress=progress)
     return api.save_measured(output, found)
 
 
@@ -632,6 +636,7 @@ def run(
     arrives: ArrivesWords = None,
     seen: SeenFile = None,
     performed: PerformedFile = None,
+    graphs: Graphs = False,
 ) -> Any:
     """Perform a plan on this machine. With PLAN, --model says where the weights are."""
     from polyrhythm import api
@@ -658,6 +663,7 @@ def run(
             expected_seconds=expected,
             arriving=arrivals(arrives or []),
             seen=_told(seen),
+            graphs=graphs,
         )
     _write(done.timeline, timeline, chrome)
     _write_performed(performed, done, where)

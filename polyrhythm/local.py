@@ -77,7 +77,8 @@ class Machine:
 
     competitors: busy processes to run beside each device (0 for none). nominal: what paced devices are paced by; made
     by `calibrate` if needed, or taken from a profile that was measured with it. arriving: {device: [(grid step,
-    occupancy)]}, somebody else's jobs that a paced device makes room for from a step on, in every image.
+    occupancy)]}, somebody else's jobs that a paced device makes room for from a step on, in every image. graphs: runs and
+    what is measured of parts are of recorded evaluations (`exec.graphs`).
     """
 
     cluster: Cluster
@@ -86,6 +87,7 @@ class Machine:
     nominal: Profile | None = None
     progress: Progress = lambda text: None
     arriving: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    graphs: bool = False
     _ranks: Ranks | None = field(default=None, repr=False)
 
     def __enter__(self) -> Machine:
@@ -178,6 +180,7 @@ class Machine:
             "rows": rows,
             "batches": sorted({job.batch, job.batch * len(job.branches)}),
             "nbytes": nbytes,
+            "graphs": self.graphs,
             "transfers": _transfers(self.cluster) if nbytes else (),
         }
         sweeps: list[Sweep] = []
@@ -197,6 +200,7 @@ class Machine:
             "properties": sweeps[0].properties,
             "datasheets": [asdict(d) for d in self.cluster.devices if d.flops_per_second > 0],
             "competitors": list(self.competitors),
+            "graphs": self.graphs,
             "occupancy": [device.occupancy for device in self.cluster.devices],
             "model": model_hash(model),
             "machine": machine(),
@@ -254,6 +258,7 @@ class Machine:
             "repeats": repeats,
             "profiler": profiler and _folder(profiler),
             "recorded": [seen.to_json() for seen in recorded],
+            "graphs": self.graphs,
             "timeout_seconds": TIMEOUT_SECONDS,
         }
         load = Load(self.processes)
@@ -355,6 +360,7 @@ def run(
     nominal: Profile | None = None,
     backend: str = "gloo",
     arriving: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    graphs: bool = False,
     **what: Any,
 ) -> RunResult:
     """Start this machine's processes and perform `plan` on them; see `Machine.run` for `what`.
@@ -362,8 +368,8 @@ def run(
     Under torchrun the processes are there already: this one performs its own rank, and all but rank 0 end here.
     """
     if under_torchrun():
-        return _as_rank(plan, model, backend, **what)
-    with Machine(cluster, backend=backend, nominal=nominal, arriving=arriving or {}) as here:
+        return _as_rank(plan, model, backend, graphs=graphs, **what)
+    with Machine(cluster, backend=backend, nominal=nominal, arriving=arriving or {}, graphs=graphs) as here:
         return here.run(plan, model, **what)
 
 
