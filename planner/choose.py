@@ -103,9 +103,11 @@ class Choice:
         rivals = self.rivals(best, pool) if fewer != "faster" else []
         if not rivals:
             return self.confirmed(best, options)
+        if fewer == "truer":
+            return self.confirmed(rivals[0], options + rivals, best, rivals[0])
+        options += self.simulated(self.near(pool.unbeaten()))
         unbeaten = [o for o in options if self.able(o) and (o.exact or not pool.dominated(o))]
-        taken = rivals[0] if fewer == "truer" else self.best(unbeaten or options)
-        return self.confirmed(taken, options + rivals, best, rivals[0])
+        return self.confirmed(self.best(unbeaten or options), options + rivals, best, rivals[0])
 
     def rivals(self, best: Option, pool: Pool) -> list[Option]:
         """Of fewer steps, no slower than `best` and truer, the truest first; where the picture is not known well, none."""

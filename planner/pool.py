@@ -100,10 +100,28 @@ class Pool:
         if not self.shapes:
             return []
         seconds, truth = self.grid(counts)
-        allowed = np.where(truth >= self.rule.floor_db, seconds, inf) if self.fidelity else seconds
-        least = allowed.min((1, 2), keepdims=True)
+        return self._best(truth >= self.rule.floor_db if self.fidelity else np.isfinite(seconds), counts)
+
+    def unbeaten(self) -> list[Option]:
+        """As `best`, with all the steps, of those only that fewer steps do not beat: as fast, and truer."""
+        counts = range(self.reference, self.reference + 1)
+        if not self.shapes or not self._fewer:
+            return self.best(counts)
+        weights = self.weights[:, None, None]
+        (seconds, truth), (sooner, rivals) = self.grid(counts), self.grid(self._fewer)
+        order = np.argsort(sooner * weights, axis=None)
+        values, truest = (sooner * weights).ravel()[order], np.maximum.accumulate(rivals.ravel()[order])
+        as_fast = np.searchsorted(values, seconds * weights, side="right")
+        reached = np.where(as_fast > 0, truest[as_fast - 1], -inf)
+        return self._best((truth >= self.rule.floor_db) & (truth + TRUER_DB >= reached), counts)
+
+    def _best(self, allowed: Array, counts: range) -> list[Option]:
+        """The best allowed of every shape."""
+        seconds, truth = self.grid(counts)
+        seconds = np.where(allowed, seconds, inf)
+        least = seconds.min((1, 2), keepdims=True)
         # A longer warm-up that costs nothing is worth its picture.
-        truest = np.where(allowed <= least * (1 + TIE), truth, -inf).reshape(len(self.shapes), -1)
+        truest = np.where(seconds <= least * (1 + TIE), truth, -inf).reshape(len(self.shapes), -1)
         return self._options(truest.argmax(1), counts, np.isfinite(least.ravel()))
 
     def truer(self, than: Option) -> list[Option]:

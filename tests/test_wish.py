@@ -86,6 +86,15 @@ def test_steps_that_were_given_are_kept_and_a_plan_that_fewer_would_beat_is_not_
     assert rival.psnr_db > beaten.psnr_db + 0.5
 
 
+@pytest.mark.parametrize("speeds", [[1.0, 0.9, 0.5], [1.0, 0.4], [1.0, 0.6, 0.6, 0.2]])
+def test_what_is_chosen_instead_is_the_fastest_that_fewer_steps_do_not_beat(speeds):
+    """Whatever is exact is one of those, however much slower than what was beaten."""
+    cluster = cluster_of(speeds, [1e8])
+    found, exact = best(fidelity=table(20.0), cluster=cluster), best(Rule(exact=True), cluster=cluster)
+    assert found.rival is not None
+    assert found.option.seconds <= exact.option.seconds < min(o.seconds for o in exact.options if o.scheme == "single")
+
+
 def test_fewer_steps_where_they_are_allowed():
     kept, truer, faster = (best(Rule(5.0, fewer_steps=word), WRONG).option for word in ("never", "truer", "faster"))
     assert kept.steps == STEPS > truer.steps >= faster.steps
