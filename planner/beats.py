@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from planner.errors import InputError
@@ -23,6 +23,8 @@ STATE = "state"  # channel of noise and latents, which everybody waits for
 # What served best on both shipped models at 20 and 50 steps (`benchmarks/results/`, `benchmarks/quality.py`). Halos and
 # statistics feed back on themselves: over 50 steps of the U-Net halos at 1.15 cost 10 dB and statistics at 0.8 diverge.
 PREDICT = Damping(kv=0.9, halo=0.9, stat=0.4)
+# Round more than two bands they feed back sooner: of four and of eight what serves two costs 8 dB and more.
+MANY = Damping(kv=0.9, halo=0.45, stat=0.0)
 
 
 Attend = Callable[[int], list[Op]]
@@ -122,29 +124,24 @@ def layout(
     return Layout(tuple(bands), tuple(owners))
 
 
-def settled(context: str | None, model: Model, bands: int) -> str:
-    """What the knob `context` means where it is not given, for so many bands of a branch.
-
-    Predict, but hold where halos and statistics go round among more than two: with four bands of a U-Net what was
-    predicted fed back (`benchmarks/results/`).
-    """
-    wavering = bands > 2 and any(stop.kind in ("halo", "stat") for stop in model.stops)
-    return context or ("hold" if wavering else "predict")
-
-
 def prediction(
-    context: str, damping: float | tuple[float, ...] | None = None, stale: bool = True, best: Damping = PREDICT
+    context: str,
+    damping: float | tuple[float, ...] | None = None,
+    stale: bool = True,
+    best: Damping = PREDICT,
+    bands: int = 2,
 ) -> Damping:
     """The policy that the knobs `context` (`hold` or `predict`) and `damping` (for all kinds, or kv, halo, stat) name.
 
-    No damping is the one that served best. stale: whether anything is used stale; if not, two
-    of each tensor would be kept for nothing. InputError for what is neither.
+    No damping is the one that served best, of two bands `best`. stale: whether anything is used stale; if not, two of
+    each tensor would be kept for nothing. InputError for what is neither.
     """
     if context not in ("hold", "predict"):
         raise InputError(f"context {context!r} is not one of hold, predict")
     if context == "hold":
         return Damping()
     if damping is None:
+        best = best if bands <= 2 else replace(best, halo=MANY.halo, stat=MANY.stat)
         return best if stale else Damping()
     each = damping if isinstance(damping, tuple) else (damping,)
     each = each * 3 if len(each) == 1 else each

@@ -167,9 +167,10 @@ class MessageTable:
 class Profile:
     """What was measured, and where: tables of parts and of messages, `about` (machine, date, versions, trace).
 
-    devices: what the datasheets say of the kinds that were measured, where they say anything. doubt, transfer_doubt:
-    half-widths of what the 80 % interval of a whole run has beside those of its parts and messages, as rehearsals showed
-    it: a share of the latency, and seconds for every transfer of a rank.
+    devices: what the datasheets say of the kinds that were measured, where they say anything. doubt, transfer_doubt,
+    byte_doubt: half-widths of what the 80 % interval of a whole run has beside those of its parts and messages, as
+    rehearsals showed it: a share of the latency, and seconds for every transfer of a rank and for every byte that it
+    receives.
     """
 
     parts: tuple[PartTable, ...] = ()
@@ -178,6 +179,7 @@ class Profile:
     devices: tuple[Device, ...] = ()
     doubt: float = 0.0
     transfer_doubt: float = 0.0
+    byte_doubt: float = 0.0
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str, int, int, str, int], PartTable]:
@@ -206,7 +208,7 @@ class Profile:
         parts = [{k: getattr(t, k) for k in PartTable.__dataclass_fields__} for t in self.parts]
         messages = [{k: getattr(t, k) for k in MessageTable.__dataclass_fields__} for t in self.messages]
         devices = [asdict(device) for device in self.devices]
-        doubts = {"doubt": self.doubt, "transfer_doubt": self.transfer_doubt}
+        doubts = {"doubt": self.doubt, "transfer_doubt": self.transfer_doubt, "byte_doubt": self.byte_doubt}
         document = {"schema_version": 1, "about": self.about, "devices": devices} | doubts
         return document | {"parts": parts, "messages": messages}
 
@@ -220,7 +222,7 @@ class Profile:
             messages = [MessageTable(**_tuples(t)) for t in document["messages"]]
             devices = tuple(Device(**device) for device in document.get("devices", []))
             about = dict(document.get("about", {}))
-            doubts = document.get("doubt", 0.0), document.get("transfer_doubt", 0.0)
+            doubts = [document.get(name, 0.0) for name in ("doubt", "transfer_doubt", "byte_doubt")]
         except (KeyError, TypeError) as error:
             raise InputError(f"profile: not a profile file ({error})") from error
         return Profile(tuple(parts), tuple(messages), about, devices, *doubts)

@@ -63,8 +63,7 @@ class Shape:
     def look(self) -> Look:
         """What it does to the picture."""
         bands = max(map(len, self.family.groups))
-        wavering = bands > 2 and bool(self.pattern.stale & {"halo", "stat"})
-        context = self.knobs.get("context") or ("hold" if wavering else "predict")  # as `planner.beats.settled` has it
+        context = self.knobs.get("context", "predict")
         return Look(
             kind_of(self.scheme, self.knobs, bands),
             context == "predict",

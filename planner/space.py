@@ -118,8 +118,8 @@ def always(knobs: Knobs) -> bool:
     return True
 
 
-STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": (None,)}
-NEEDED: Grid = {"send": ("needed",), "portion": (0.3, 0.6), "bundle": (60, 20), "context": (None, "hold")}
+STALE: Grid = {"mode": ("corrected_async_gn",), "bundle": (60, 20), "context": ("predict",)}
+NEEDED: Grid = {"send": ("needed",), "portion": (0.3, 0.6), "bundle": (60, 20), "context": ("predict", "hold")}
 
 TABLE: dict[str, Entry] = {
     "single": Entry(one, exact=always, pattern=alone),
@@ -130,7 +130,7 @@ TABLE: dict[str, Entry] = {
         (
             STALE | {"every": (2,)},
             STALE | {"context": ("hold",)},  # needs less memory
-            {"mode": ("sync_gn", "separate_gn"), "context": (None,)},
+            {"mode": ("sync_gn", "separate_gn"), "context": ("predict",)},
             {"mode": ("no_sync",)},
         ),
         exact=full_sync,
@@ -139,8 +139,8 @@ TABLE: dict[str, Entry] = {
     ),
     "pcpp": Entry(
         bands,
-        (NEEDED | {"portion": (0.3,), "context": (None,)},),
-        (NEEDED, NEEDED | {"portion": (0.3,), "context": (None,), "every": (2,)}),
+        (NEEDED | {"portion": (0.3,), "context": ("predict",)},),
+        (NEEDED, NEEDED | {"portion": (0.3,), "context": ("predict",), "every": (2,)}),
         cut=True,
         pattern=partial,
     ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from planner.beats import Layout, Message, bundles, evaluation, layout, prediction, settled
+from planner.beats import Layout, Message, bundles, evaluation, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
@@ -56,7 +56,7 @@ def distrifusion(
     bundle: int = 60,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str | None = None,
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
     every: int = 1,
 ) -> Generator[Plan, Seen, None]:
@@ -65,9 +65,8 @@ def distrifusion(
     warmup: synchronous steps (the published default "4" means 5); mode: one of MODES; rows: heights per device, even by
     default; split: devices per guidance branch, e.g. (1, 2), None keeps both branches on every device; bundle: stops
     per transfer; bessel, equal_weights: as in `planner.plan.Context`; context: `predict` what is stale from the last two,
-    ours, or `hold` what came last, as published; None as in `planner.beats.settled`;
-    damping: of the prediction, see `planner.plan.Damping`; every: steps from
-    one exchange of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
+    ours, or `hold` what came last, as published; damping: of the prediction, see `planner.plan.Damping`; every: steps
+    from one exchange of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
     """
     if mode not in MODES:
         raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
@@ -76,8 +75,8 @@ def distrifusion(
     height, _ = model.latent_size(job)
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
-    context = settled(context, model, max(len(where.group(rank)) for rank in where.everyone))
-    policy = prediction(context, damping, bool(MODES[mode].stale))
+    bands = max(len(where.group(rank)) for rank in where.everyone)
+    policy = prediction(context, damping, bool(MODES[mode].stale), bands=bands)
     after = Context(MODES[mode].stat, bessel, equal_weights, policy)
     phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after, every=every)
     rows = tuple(band.count for band in where.rows)

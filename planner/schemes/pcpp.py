@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from planner.beats import CONTEXT, Message, bundles, layout, prediction, settled
+from planner.beats import CONTEXT, Message, bundles, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import InputError
@@ -44,7 +44,7 @@ def pcpp(
     bundle: int | None = None,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str | None = None,
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
     every: int = 1,
 ) -> Generator[Plan, Seen, None]:
@@ -67,8 +67,8 @@ def pcpp(
     up, down = _portions(portion)
     height, _ = model.latent_size(job)
     where = layout(model, height, job.branches, len(cluster.devices), split, rows)
-    context = settled(context, model, max(len(where.group(rank)) for rank in where.everyone))
-    policy = prediction(context, damping, bool(MODES[mode].stale))
+    bands = max(len(where.group(rank)) for rank in where.everyone)
+    policy = prediction(context, damping, bool(MODES[mode].stale), bands=bands)
     after = Context(MODES[mode].stat, bessel, equal_weights, policy, above=up, below=down)
     spot = mode == "full_sync"
     size = bundle or (20 if send == "whole" else 60)

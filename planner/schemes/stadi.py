@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 
-from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction, settled
+from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.errors import Infeasible, InputError
@@ -61,7 +61,7 @@ def stadi(
     exclude: bool = True,
     bessel: bool = False,
     equal_weights: bool = False,
-    context: str | None = None,
+    context: str = "predict",
     damping: float | tuple[float, ...] | None = None,
     skipped: str | None = None,
     replan: bool = False,
@@ -107,11 +107,11 @@ def stadi(
     slower = cost if believed is None else cost.slowed(dict(zip(names, believed, strict=True)))
     task = Task(job, model, slower, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
     choice = _choose(task, _taking_part(task, cluster))
-    context = settled(context, model, max(choice.split or (len(choice.devices),)))
+    bands = max(choice.split or (len(choice.devices),))
     skipped = skipped or ("hold" if job.draws else context)
     stale = bool(MODES[mode].stale)
-    even = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping, stale))
-    late = replace(even, damping=prediction(context, damping, stale, LATE), skipped=SKIPPED[skipped])
+    even = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping, stale, bands=bands))
+    late = replace(even, damping=prediction(context, damping, stale, LATE, bands), skipped=SKIPPED[skipped])
     if len(choice.devices) == 1:
         phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
     else:
