@@ -13,7 +13,7 @@ from planner.plan import Plan
 from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.utilisation import widened
-from polyrhythm.rehearsal import transfers
+from polyrhythm.rehearsal import nbytes, transfers
 from sim.run import run
 
 COVERAGE = 0.8
@@ -38,6 +38,7 @@ def bounded(
     middle = predicted.latency_seconds
     low, high = (timeline.latency_seconds / middle if middle else 1.0 for timeline in ends)
     if profile and middle:
-        low, high = widened((low, high), profile.doubt, profile.transfer_doubt * transfers(plan) / middle)
+        seconds = profile.transfer_doubt * transfers(plan), profile.byte_doubt * nbytes(plan, model)
+        low, high = widened((low, high), profile.doubt, *(doubt / middle for doubt in seconds))
     predicted.provenance |= {"interval_seconds": [low * middle, high * middle], "coverage": COVERAGE}
     return predicted
