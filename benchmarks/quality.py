@@ -64,7 +64,7 @@ CAPTIONS = [
     "purple triangle on dotted white",
 ]
 MODELS = ("shapes-unet", "shapes-mmdit")
-FEWER = {50: (6, 8, 10, 12, 16, 20, 25, 31, 38), 20: (4, 6, 8, 10, 13, 16)}  # steps of the plainest rival
+FEWER = {50: (6, 8, 10, 12, 16, 20, 25, 31, 38), 20: (4, 6, 8, 10, 13, 16), 12: (4, 6, 8, 10)}  # steps of the plainest rival
 GO_ON = 75  # exit code: time is up, and something is left
 PUBLISHED = "as published"
 OURS = "ours"
@@ -118,9 +118,11 @@ MORE = (
     Setting("distrifusion, predicted, warm-up 2", "distrifusion", PREDICT | {"warmup": 2}, OURS, (2,)),
     Setting("distrifusion, predicted, warm-up 10", "distrifusion", PREDICT | {"warmup": 10}, OURS, (2,)),
     Setting("distrifusion, half the bytes", "distrifusion", HOLD | {"every": 2}, OURS, (2,)),
-    Setting("distrifusion, predicted, sync_gn", "distrifusion", PREDICT | {"mode": "sync_gn"}, OURS, (2,)),
+    Setting("distrifusion, sync_gn", "distrifusion", HOLD | {"mode": "sync_gn"}, ranks=(2, 4)),
+    Setting("distrifusion, predicted, sync_gn", "distrifusion", PREDICT | {"mode": "sync_gn"}, OURS, (2, 4)),
     Setting("distrifusion, predicted, separate_gn", "distrifusion", PREDICT | {"mode": "separate_gn"}, OURS, (2,)),
     Setting("pcpp, needed and predicted, half the bytes", "pcpp", PREDICT | {"send": "needed", "every": 2}, OURS, (2,)),
+    Setting("pcpp, needed and predicted, warm-up 4", "pcpp", PREDICT | {"send": "needed", "warmup": 4}, OURS, (8,)),
     Setting("pcpp, needed and predicted, 0.6", "pcpp", PREDICT | {"send": "needed", "portion": 0.6}, OURS, (2,)),
     Setting("stadi, both predicted, even speeds", "stadi", HALF | {"warmup": 10}, OURS, (2,)),
     Setting("stadi, both predicted, warm-up 2", "stadi", HALF | {"warmup": 2}, OURS, (2,), UNEQUAL),

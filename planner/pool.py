@@ -115,7 +115,7 @@ class Pool:
         reached = np.where(as_fast > 0, truest[as_fast - 1], -inf)
         return self._best((truth >= self.rule.floor_db) & (truth + TRUER_DB >= reached), counts)
 
-    def _best(self, allowed: Array, counts: range) -> list[Option]:
+    def _best(self, allowed: Any, counts: range) -> list[Option]:
         """The best allowed of every shape."""
         seconds, truth = self.grid(counts)
         seconds = np.where(allowed, seconds, inf)

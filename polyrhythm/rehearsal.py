@@ -73,7 +73,7 @@ def fitted(trace: Trace) -> Profile:
         return profile
     alone = [row for row in found if not row["transfers"]]
     several = [row for row in found if row["transfers"]]
-    doubts = {"doubt": max(LEAST, doubt(_off(alone), _of(alone, "measured_seconds")) if alone else 0.0)}
+    doubts: dict[str, Any] = {"doubt": max(LEAST, doubt(_off(alone), _of(alone, "measured_seconds")) if alone else 0.0)}
     if several:
         off = _off(several)
         units = {"doubt": "measured_seconds", "transfer_doubt": "transfers", "byte_doubt": "bytes"}
