@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 
 from exec.describe import CONFIGS
 from exec.graphs import Recorder, recorder
+from exec.measure import alone
 from exec.models import arguments, denoiser, load_pipeline
 from exec.pipeline import parallelize, unparallelize
 from planner.cluster import Cluster, Device, Link
@@ -224,7 +225,7 @@ def graphs(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any
     pipe, job, pair = subject.pipeline(), subject.job(steps), subject.cluster(("gpu", "gpu"))
     plans = {
         "whole": subject.plan("single", job, pair, device="gpu0"),
-        "band": subject.plan("distrifusion", job, pair, warmup=1),
+        "band": alone(pipe, job, 2 * job.batch, subject.model.latent_size(job)[0] // 2),
     }
     found: dict[str, Any] = {"model": subject.name}
 

@@ -83,7 +83,7 @@ def time_parts(pipe: Any, request: Request, batch: int, rows: int, pace: Pace | 
     embedded = skeleton(request.name, adapter_for(denoiser(pipe)), pipe.vae_scale_factor).takes_guidance
     images = batch if embedded else max(1, batch // 2)
     job = Job(request.name, *size, steps, 5.0, request.sampler, request.dtype, images, embedded=embedded)
-    parallelize(pipe, _alone(pipe, job, batch, rows), 0, pace=pace, blank=True, graphs=request.graphs)
+    parallelize(pipe, alone(pipe, job, batch, rows), 0, pace=pace, blank=True, graphs=request.graphs)
     try:
         pipe(**arguments(pipe, request.model, None, None, job.batch), **planned_call(pipe, job))
         events = pipe.polyrhythm.timeline.events
@@ -94,7 +94,7 @@ def time_parts(pipe: Any, request: Request, batch: int, rows: int, pace: Pace | 
     return [tuple((e.end_ns - e.start_ns) / 1e9 for e in chunk) for chunk in chunks]
 
 
-def _alone(pipe: Any, job: Job, batch: int, rows: int) -> Plan:
+def alone(pipe: Any, job: Job, batch: int, rows: int) -> Plan:
     """A plan whose rank 0 computes the top `rows` part by part and sends nothing."""
     model = skeleton(job.model, adapter_for(denoiser(pipe)), pipe.vae_scale_factor)
     height, _ = model.latent_size(job)
