@@ -351,7 +351,7 @@ def report(options: argparse.Namespace, rows: Rows) -> None:
 
 
 def plot(options: argparse.Namespace, rows: Rows, name: str) -> None:
-    """PSNR to the single device against latency on two cores, every scheme and the plainest rival."""
+    """PSNR to the single device against latency on two cores, every scheme and the plainest rivals."""
     import matplotlib.pyplot as plt
 
     steps = max(options.steps)
@@ -374,6 +374,10 @@ def plot(options: argparse.Namespace, rows: Rows, name: str) -> None:
             axes.annotate(f"{row['name']} (exact)", (timed["seconds"], axes.get_ylim()[0]), fontsize=7, rotation=90)
     if rival:
         axes.plot(*zip(*sorted(rival), strict=True), "k.-", linewidth=1, label="one device, fewer steps")
+        alone, both = (rows.get(what="latency", model=name, steps=steps, name=n, ranks=2) for n in ("single", "cfg"))
+        if alone and both:  # the same pictures, each step by both devices
+            sooner = [(seconds * both["seconds"] / alone["seconds"], db) for seconds, db in sorted(rival)]
+            axes.plot(*zip(*sooner, strict=True), "k.--", linewidth=1, label="cfg, fewer steps (cfg's time, by their share)")
         axes.legend(fontsize=8)
     axes.set_xlabel("seconds per image, two equal cores")
     axes.set_ylabel(f"PSNR to one device, {steps} steps (dB)")
