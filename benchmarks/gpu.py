@@ -220,7 +220,8 @@ def graphs(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any
     """Seconds per step of what is recorded: bare diffusers as one graph, ours of the whole image, and of one of two bands.
 
     Beside them what the same takes without graphs, and of the band the share of the time in which the card works: the
-    rest is Python's. Bands are timed alone, with zeros for what the other would have sent.
+    rest is Python's. Bands are timed alone and part by part, which is more segments than a run has, with zeros for what
+    the other would have sent.
     """
     pipe, job, pair = subject.pipeline(), subject.job(steps), subject.cluster(("gpu", "gpu"))
     plans = {

@@ -71,6 +71,7 @@ class Recorder:
         self.known: dict[Hashable, Evaluation | None] = {}
         self.replayed = 0  # evaluations
         self._open: Evaluation | None = None
+        self._graph: Graph | None = None  # that is being recorded
 
     def evaluate(self, kind: Hashable, forward: Callable[[Any], Tensor], inputs: Any) -> Tensor:
         """`forward(inputs)`, which leaves for the plan by `pause` only. inputs: a tree of tensors and other things.
@@ -103,9 +104,9 @@ class Recorder:
         """Leave the forward for `work`, and come back with what it gives."""
         if self._open is None:
             return work()
-        self._graph.end()
+        graph = self._end()
         brought = tuple(value.clone() for value in work())
-        self._open.segments.append(Segment(self._graph, work, brought))
+        self._open.segments.append(Segment(graph, work, brought))
         self._begin()
         return brought
 
@@ -118,19 +119,24 @@ class Recorder:
             try:
                 self._begin()
                 made.out = forward(pytree.tree_unflatten(inside, tree))
-                self._graph.end()
+                made.last = self._end()
             except BaseException:
-                with suppress(RuntimeError):  # of a capture that is not going on, or has failed
-                    self._graph.end()
+                if self._graph is not None:
+                    with suppress(RuntimeError):  # of a capture that has failed
+                        self._end()
                 raise
             finally:
-                self._open = None
-            made.last = self._graph
+                self._open = self._graph = None
         return made
 
     def _begin(self) -> None:
         self._graph = self.device.graph()
         self._graph.begin()
+
+    def _end(self) -> Graph:
+        graph, self._graph = self._graph, None
+        graph.end()
+        return graph
 
 
 def recorder(device: torch.device) -> Recorder:

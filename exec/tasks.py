@@ -80,6 +80,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
             done = pipe.polyrhythm
             timelines.append(done.timeline.to_json())
             plans.append(done.plan.to_json())
+            replayed = done.seam.recorder.replayed if graphs else 0
             if not recorded:
                 done.plan = following(done.plan, done.timeline.seen)
     finally:
@@ -92,6 +93,7 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
         "plans": plans if rank == 0 else [],
         "wall_seconds": walls,
         "late": pace.late if pace else 0,
+        "replayed": replayed,
         "peak_memory_bytes": _peak_memory(),
     }
 

@@ -262,8 +262,8 @@ def run(
     by, from `measure`; otherwise it is measured first. expected_seconds: the predicted latency, from which follows how
     long a rank may be silent. profiler: a directory for torch.profiler's traces of the last repeat. arriving, seen: as
     in `simulate`; only paced devices make room for who arrives. graphs: record evaluations as CUDA graphs
-    (`exec.graphs`). Raises InputError without torch, RankFailed, RankStalled,
-    RanksDisagree or NotANumber where the run ends badly.
+    (`exec.graphs`). Raises InputError without torch, RankFailed, RankStalled, RanksDisagree or NotANumber where the run
+    ends badly.
     """
     check(plan, load_model(plan.job.model))
     need_torch()
@@ -509,9 +509,8 @@ def measure(
 ) -> Measured:
     """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
 
-    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages; graphs: as `run`
-    with graphs has it. Raises InputError without
-    torch.
+    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages; graphs: as `run` with
+    graphs has it. Raises InputError without torch.
     """
     need_torch()
     from polyrhythm import local

@@ -59,7 +59,7 @@ class RunResult:
     """What a run gave: its timeline (of the median repeat), seconds of every repeat, files, and foreign load in cores.
 
     performed: the plan in the end, which is another one than what was asked for where a scheme has adapted. begun: the
-    plan that each repeat began with.
+    plan that each repeat began with. replayed: per rank, evaluations that were recorded graphs (`exec.graphs`).
     """
 
     timeline: Timeline
@@ -69,6 +69,7 @@ class RunResult:
     late_deadlines: int = 0
     performed: Plan | None = None
     begun: tuple[Plan, ...] = ()
+    replayed: tuple[int, ...] = ()
 
 
 @dataclass
@@ -273,7 +274,8 @@ class Machine:
         seconds = tuple(timeline.latency_seconds for timeline in timelines)
         late = sum(r["late"] for r in own)
         timeline = timelines[chosen]
-        return RunResult(timeline, seconds, output, foreign, late, performed(begun[chosen], timeline.seen), begun)
+        done = performed(begun[chosen], timeline.seen)
+        return RunResult(timeline, seconds, output, foreign, late, done, begun, tuple(r["replayed"] for r in own))
 
     def _members(self, plan: Plan) -> list[int]:
         names = [device.name for device in self.cluster.devices]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from exec.graphs import Recorder, Tapes
 from exec.models import load_pipeline
@@ -49,8 +50,11 @@ def test_recorded_runs_are_the_same_bits_and_ops(
     plan = plan_for(described(homes[family]), scheme, ranks, SAMPLER[family], STEPS, **knobs)
     latents, timeline = image(machine, plan, homes[family], tmp_path)
     monkeypatch.setattr(machine, "graphs", True)
-    again, recorded = image(machine, plan, homes[family], tmp_path)
-    assert np.array_equal(latents, again)
+    output = str(tmp_path / "recorded.safetensors")
+    done = machine.run(plan, str(homes[family]), embeds=str(homes[family] / "embeds.safetensors"), output=output, repeats=3)
+    recorded = done.timeline
+    assert all(count > 0 for count in done.replayed)  # on every rank
+    assert np.array_equal(latents, load_file(output)["latents"])
     assert recorded.received == timeline.received
     for rank in range(ranks):
         assert recorded.ops(rank) == timeline.ops(rank)
@@ -106,3 +110,21 @@ def test_a_recording_that_fails_leaves_nothing_open() -> None:
         with pytest.raises(InputError, match=r"reads a number from a tensor.*without graphs"):
             recorder.evaluate("kind", reads, x)
     assert torch.equal(recorder.pause(lambda: (x,))[0], x)
+
+
+def test_an_error_of_the_plan_comes_through_a_recording() -> None:
+    recorder, failing = Recorder(Tapes()), [False]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        (brought,) = recorder.pause(lambda: (x / 2 if not failing[0] else 1 / 0,))
+        return brought + x
+
+    x = torch.ones(2)
+    recorder.evaluate("kind", forward, x)
+    failing[0] = True
+    with pytest.raises(ZeroDivisionError):
+        recorder.evaluate("kind", forward, x)
+    failing[0] = False
+    for _ in range(2):  # recorded after all, and replayed
+        assert torch.equal(recorder.evaluate("kind", forward, x), torch.full((2,), 1.5))
+    assert recorder.replayed == 1
