@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 from planner.model import Model
 from planner.ops import Broadcast, Compute, Gather, Op, Parcel, Rows, Transfer, Wait, name_of
 from planner.plan import Damping, band_group
@@ -58,6 +58,11 @@ class Layout:
     @property
     def everyone(self) -> tuple[int, ...]:
         return tuple(range(len(self.rows)))
+
+    @property
+    def bands(self) -> int:
+        """Of the group that has most of them."""
+        return max(len(self.group(rank)) for rank in self.everyone)
 
     @property
     def split(self) -> bool:
@@ -136,8 +141,7 @@ def prediction(
     No damping is the one that served best, of two bands `best`. stale: whether anything is used stale; if not, two of
     each tensor would be kept for nothing. InputError for what is neither.
     """
-    if context not in ("hold", "predict"):
-        raise InputError(f"context {context!r} is not one of hold, predict")
+    one_of("context", context, ("hold", "predict"))
     if context == "hold":
         return Damping()
     if damping is None:

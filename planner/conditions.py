@@ -12,7 +12,7 @@ from math import inf, isfinite
 from typing import Any, ClassVar
 
 from planner.cluster import Cluster
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 
 Place = str | tuple[str, str]  # a device, or a link by the two nodes that it joins
 Spread = float | tuple[tuple[float, float], ...]  # sigma of a log-normal factor of mean 1, or its (probability, factor)
@@ -130,8 +130,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         where = f"fault on {spell(self.on)}"
-        if self.kind not in FAULTS:
-            raise InputError(f"{where}: kind {self.kind!r} is not one of {', '.join(FAULTS)}")
+        one_of(f"{where}: kind", self.kind, FAULTS)
         if (self.kind in ("drops", "degrades")) != isinstance(self.on, tuple):
             raise InputError(
                 f"{where}: {FAULTS[self.kind]}; name {'a device' if self.is_link else 'a link by its ends'}"

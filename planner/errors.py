@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class PolyrhythmError(Exception):
     """Base of all errors that are not our bugs; `exit_code` is what the command line leaves with."""
@@ -49,3 +51,9 @@ class NotANumber(PolyrhythmError):
     """A rank's tensor is not finite."""
 
     exit_code = 8
+
+
+def one_of(what: str, value: object, known: Collection[str]) -> None:
+    """InputError if `value` is none of the known names."""
+    if value not in known:
+        raise InputError(f"{what} {value!r} is not one of {', '.join(known)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 
 SAMPLERS = ("ddim", "euler", "euler-a", "flow-euler", "dpm++2m", "dpm++2m-sde", "unipc")
 DRAWING = ("euler-a", "dpm++2m-sde")  # add noise in every step
@@ -44,10 +44,8 @@ class Job:
                 raise InputError(f"job: {name} must be a whole number of at least 1, not {value!r}")
         if not 0 <= self.guidance < 1e4:
             raise InputError(f"job: guidance must be between 0 and 10000, not {self.guidance!r}")
-        if self.dtype not in DTYPE_BYTES:
-            raise InputError(f"job: dtype {self.dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
-        if self.sampler not in SAMPLERS:
-            raise InputError(f"job: sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
+        one_of("job: dtype", self.dtype, DTYPE_BYTES)
+        one_of("job: sampler", self.sampler, SAMPLERS)
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from planner.cluster import Cluster
 from planner.conditions import STRICT
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 from planner.job import Job
 
 ALL, EACH, FOUND = "all", "each", "found"
@@ -162,8 +162,7 @@ class Rules:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise InputError(f"serving: policy {self.policy!r} is not one of {', '.join(POLICIES)}")
+        one_of("serving: policy", self.policy, POLICIES)
         if not self.groupings or len(set(self.groupings)) < len(self.groupings):
             raise InputError("serving: give at least one grouping, and none twice")
         if FOUND in self.groupings and len(self.groupings) > 1:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from time import monotonic
 from typing import TypeVar
 
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 
 BACKENDS = ("loky", "multiprocessing", "threading", "dask", "ray")
 NEEDS = {"dask": "distributed", "ray": "ray"}
@@ -49,8 +49,8 @@ def check_backend(backend: str | None, processes: int) -> None:
     """InputError for what `sweep` could not run on."""
     if backend is None and processes == 1:
         return
-    if backend is not None and backend not in BACKENDS:
-        raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    if backend is not None:
+        one_of("backend", backend, BACKENDS)
     for module in ("joblib", *([NEEDS[backend]] if backend in NEEDS else [])):
         if find_spec(module) is None:
             raise InputError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from planner.beats import Layout, Message, bundles, evaluation, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 from planner.job import Job
 from planner.model import Model
 from planner.ops import Op
@@ -68,15 +68,13 @@ def distrifusion(
     ours, or `hold` what came last, as published; damping: of the prediction, see `planner.plan.Damping`; every: steps
     from one exchange of stale context to the next (ours; 2 halves the bytes, and prediction makes up for the age).
     """
-    if mode not in MODES:
-        raise InputError(f"distrifusion: mode {mode!r} is not one of {', '.join(MODES)}")
+    one_of("distrifusion: mode", mode, MODES)
     if warmup < 1:
         raise InputError("distrifusion: warmup must be at least 1; the first step has no stale context to use")
     height, _ = model.latent_size(job)
     ranks = len(cluster.devices)
     where = layout(model, height, job.branches, ranks, split, rows)
-    bands = max(len(where.group(rank)) for rank in where.everyone)
-    policy = prediction(context, damping, bool(MODES[mode].stale), bands=bands)
+    policy = prediction(context, damping, bool(MODES[mode].stale), bands=where.bands)
     after = Context(MODES[mode].stat, bessel, equal_weights, policy)
     phases = displaced(model, where, job.steps, min(warmup, job.steps), MODES[mode], bundle, after, every=every)
     rows = tuple(band.count for band in where.rows)

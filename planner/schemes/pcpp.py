@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from planner.beats import CONTEXT, Message, bundles, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
-from planner.errors import InputError
+from planner.errors import InputError, one_of
 from planner.job import Job
 from planner.model import Model
 from planner.ops import Exchange, Gather, Parcel, Transfer
@@ -58,31 +58,22 @@ def pcpp(
     bundle: stops per transfer (of halos and statistics, if whole), 20 as published, else 60.
     warmup, rows, split, bessel, equal_weights, context, damping, every: as in `distrifusion`.
     """
-    if mode not in MODES:
-        raise InputError(f"pcpp: mode {mode!r} is not one of {', '.join(MODES)}")
+    one_of("pcpp: mode", mode, MODES)
     if warmup < 1:
         raise InputError("pcpp: warmup must be at least 1; the first step has no stale context to use")
-    if send not in ("whole", "needed"):
-        raise InputError(f"pcpp: send {send!r} is not one of whole, needed")
+    one_of("pcpp: send", send, ("whole", "needed"))
     up, down = _portions(portion)
     height, _ = model.latent_size(job)
     where = layout(model, height, job.branches, len(cluster.devices), split, rows)
-    bands = max(len(where.group(rank)) for rank in where.everyone)
-    policy = prediction(context, damping, bool(MODES[mode].stale), bands=bands)
+    policy = prediction(context, damping, bool(MODES[mode].stale), bands=where.bands)
     after = Context(MODES[mode].stat, bessel, equal_weights, policy, above=up, below=down)
-    spot = mode == "full_sync"
-    size = bundle or (20 if send == "whole" else 60)
 
     def behind(rank: int) -> tuple[Message, ...]:
-        side = Side(model, where.group(rank), rank, after)
-        kinds = ALL if spot else MODES[mode].stale
-        if spot:
-            carry = side.whole if send == "whole" else side.needed
-            return tuple(Message(carry(parcel), parcel.stops[0], None) for parcel in bundles(model, kinds, 1))
-        return _whole(side, kinds, size) if send == "whole" else _needed(side, kinds, size)
+        return _messages(Side(model, where.group(rank), rank, after), mode, send, bundle)
 
-    chosen = replace(MODES[mode], fresh=frozenset[str]()) if spot else MODES[mode]
-    phases = displaced(model, where, job.steps, min(warmup, job.steps), chosen, after=after, behind=behind, every=every)
+    # The messages bring what full_sync would gather from everybody.
+    how = replace(MODES[mode], fresh=frozenset[str]()) if mode == "full_sync" else MODES[mode]
+    phases = displaced(model, where, job.steps, min(warmup, job.steps), how, after=after, behind=behind, every=every)
     knobs = {
         "warmup": warmup,
         "mode": mode,
@@ -94,6 +85,15 @@ def pcpp(
         "every": every,
     }
     yield Plan("pcpp", job, tuple(device.name for device in cluster.devices), phases, knobs)
+
+
+def _messages(side: Side, mode: str, send: str, bundle: int | None) -> tuple[Message, ...]:
+    """What a rank sends and receives after the warm-up."""
+    if mode == "full_sync":
+        carry = side.whole if send == "whole" else side.needed
+        return tuple(Message(carry(parcel), parcel.stops[0], None) for parcel in bundles(side.model, ALL, 1))
+    kinds = MODES[mode].stale
+    return _whole(side, kinds, bundle or 20) if send == "whole" else _needed(side, kinds, bundle or 60)
 
 
 def _whole(side: Side, kinds: frozenset[str], bundle: int) -> tuple[Message, ...]:
