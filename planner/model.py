@@ -124,6 +124,11 @@ class Model:
         return len(self.stops) - 1
 
     @property
+    def has_skips(self) -> bool:
+        """Whether there are skip connections, as in a U-Net."""
+        return any(stop.again for stop in self.stops)
+
+    @property
     def takes_guidance(self) -> bool:
         """Whether the guidance scale is an input, so that there is one branch whatever it is."""
         return self.family == "flux"

@@ -25,7 +25,7 @@ from itertools import accumulate, chain, groupby, pairwise
 from planner.beats import CONTEXT, Layout, Runs, evaluation, update
 from planner.cluster import Cluster
 from planner.cost import Cost
-from planner.errors import Infeasible, InputError
+from planner.errors import Infeasible, InputError, one_of
 from planner.job import Job
 from planner.model import Model
 from planner.ops import Broadcast, Op, Parcel, Rows, Wait
@@ -74,39 +74,35 @@ def asyncdiff(
         raise InputError(f"asyncdiff: stride must be 1 or 2, not {stride}")
     if warmup < 1:
         raise InputError("asyncdiff: warmup must be at least 1; the first step has no outputs of a step before")
-    for name, value, known in (
-        ("send", send, ("needed", "all")),
-        ("warm", warm, (None, "alike", "chain")),
-        ("context", context, ("hold", "predict")),
-    ):
-        if value not in known:
-            raise InputError(f"asyncdiff: {name} {value!r} is not one of {', '.join(filter(None, known))}")
+    one_of("asyncdiff: send", send, ("needed", "all"))
+    if warm is not None:
+        one_of("asyncdiff: warm", warm, ("alike", "chain"))
+    one_of("asyncdiff: context", context, ("hold", "predict"))
     if outer is None:
-        outer = any(stop.again for stop in model.stops)
+        outer = model.has_skips
     names = tuple(device.name for device in cluster.devices)
     if len(names) == 1 and stages in (None, 1) and stride == 1:
         yield replace(next(single(job, model, cluster, cost)), scheme="asyncdiff")
         return
     task = Task(job, model, cost, stages, stride, None if cuts is None else borders_named(model, cuts), outer)
-    teams = _teams(task, names, split)
-    crew = Crew(task, teams)
+    crew = Crew(task, _teams(task, names, split))
     warm = warm or ("alike" if send == "all" else crew.quicker())
     warmup = min(warmup, job.steps)
     after = Context(damping=Damping(border=_damping(context, damping)))
     phases = (crew.warm_up(warmup, warm, after), *crew.phases(job.steps - warmup, send, time_shift, after))
     knobs = {
-        "stages": [len(team.runs) for team in teams],
+        "stages": [len(team.runs) for team in crew.teams],
         "stride": stride,
         "warmup": warmup,
-        "cuts": [[model.stops[s].name for s in team.cuts] for team in teams],
+        "cuts": [[model.stops[s].name for s in team.cuts] for team in crew.teams],
         "outer": outer,
         "send": send,
         "warm": warm,
         "time_shift": time_shift,
         "context": context,
-        "excluded": [name for name in names if not any(name in team.devices for team in teams)],
+        "excluded": [name for name in names if name not in crew.devices],
     }
-    yield Plan("asyncdiff", job, tuple(chain.from_iterable(team.devices for team in teams)), phases, knobs)
+    yield Plan("asyncdiff", job, crew.devices, phases, knobs)
 
 
 def _damping(context: str, damping: float | tuple[float, ...] | None) -> float:
@@ -347,7 +343,7 @@ def published(model: Model, runs: Runs) -> tuple[Parcel, ...]:
     that is not cut its end; of one that is cut every resnet, attention and sampler puts out its own.
     """
     own = [s for s in model.borders if any(first < s <= last for first, last in runs)]
-    if not any(stop.again for stop in model.stops):
+    if not model.has_skips:
         return tuple(Parcel(f"border{last}", (last,)) for _, last in runs if last != model.noise)
     parcels = []
     for block, members in groupby(own, key=lambda s: _block(model, s)):

@@ -29,7 +29,7 @@ from planner.beats import CONTEXT, STATE, evaluation
 from planner.cluster import Cluster
 from planner.cost import Cost
 from planner.course import resumed
-from planner.errors import Infeasible, InputError
+from planner.errors import Infeasible, InputError, one_of
 from planner.job import Job
 from planner.model import Model
 from planner.ops import DISCREPANCY, Compute, Observe, Op, Parcel, Recv, Send, Wait
@@ -85,28 +85,16 @@ def hybridiff(
     Raises InputError where the knobs do not fit, Infeasible without guidance or with fewer devices than branches.
     """
     names, ways = tuple(device.name for device in cluster.devices), len(job.branches)
-    if ways < 2:
-        raise Infeasible("hybridiff: guidance 1 leaves one branch; use another scheme or --guidance above 1")
-    if len(names) < ways:
-        raise Infeasible(f"hybridiff: {ways} branches need {ways} devices, the cluster has {len(names)}")
-    split = split or tuple(len(names) // ways + (i >= ways - len(names) % ways) for i in range(ways))
-    listed = ",".join(map(str, split))
-    if len(split) != ways or min(split) < 1:
-        raise InputError(f"hybridiff: split {listed} must name at least one device for each of {ways} branches")
-    if sum(split) > len(names):
-        raise Infeasible(f"hybridiff: split {listed} needs {sum(split)} devices, the cluster has {len(names)}")
+    split = _split(len(names), ways, split)
     alone, faithful = sum(split) == ways, direction == "dropped"
-    send, context = send or ("all" if faithful else "needed"), context or ("hold" if faithful else "predict")
     detect = alone and not faithful if detect is None else detect
+    send = send or ("all" if faithful else "needed")
     within = within or ("stages" if alone else "rows")
-    for name, value, known in (
-        ("direction", direction, ("dropped", "kept", "predicted")),
-        ("send", send, ("needed", "all")),
-        ("within", within, ("rows", "stages")),
-        ("context", context, ("hold", "predict")),
-    ):
-        if value not in known:
-            raise InputError(f"hybridiff: {name} {value!r} is not one of {', '.join(known)}")
+    context = context or ("hold" if faithful else "predict")
+    one_of("hybridiff: direction", direction, ("dropped", "kept", "predicted"))
+    one_of("hybridiff: send", send, ("needed", "all"))
+    one_of("hybridiff: within", within, ("rows", "stages"))
+    one_of("hybridiff: context", context, ("hold", "predict"))
     given: dict[str, Any] = {"window": window, "threshold": threshold, "cap": cap, "length": length}
     usual = OURS if detect else PUBLISHED.get(model.family, PUBLISHED["unet"])
     how = replace(usual.scaled(job.steps), **{name: n for name, n in given.items() if n is not None})
@@ -121,6 +109,21 @@ def hybridiff(
     knobs |= {"detect": detect, "direction": direction, "context": context}
     knobs |= {"send": send, "within": within, "split": list(split)}
     yield from switching(script, how, detect, knobs)
+
+
+def _split(devices: int, ways: int, split: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Devices per branch: as given, or all of them, as even as can be, the larger last."""
+    if ways < 2:
+        raise Infeasible("hybridiff: guidance 1 leaves one branch; use another scheme or --guidance above 1")
+    if devices < ways:
+        raise Infeasible(f"hybridiff: {ways} branches need {ways} devices, the cluster has {devices}")
+    split = split or tuple(devices // ways + (i >= ways - devices % ways) for i in range(ways))
+    listed = ",".join(map(str, split))
+    if len(split) != ways or min(split) < 1:
+        raise InputError(f"hybridiff: split {listed} must name at least one device for each of {ways} branches")
+    if sum(split) > devices:
+        raise Infeasible(f"hybridiff: split {listed} needs {sum(split)} devices, the cluster has {devices}")
+    return split
 
 
 def _damping(direction: str, damping: float | tuple[float, ...] | None) -> float:
@@ -251,7 +254,7 @@ class Script:
     def crew(self) -> Crew:
         """Stages on all devices, as long as these are fast; as published each computes the branch that it computes anyway."""
         devices, own = self.apart_throughout.devices, self.apart_throughout.phases[0].branches
-        outer = any(stop.again for stop in self.model.stops) if self.outer is None else self.outer
+        outer = self.model.has_skips if self.outer is None else self.outer
         task = Task(self.job, self.model, self.cost, len(devices), 1, self.cuts, outer)
         mixed = self.policy.guidance == "dropped"
         return Crew(task, (team_of(task, (self.branch,), devices),), own if mixed else None)
