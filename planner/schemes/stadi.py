@@ -16,16 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 
 from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction
 from planner.cluster import Cluster
 from planner.cost import Cost
-from planner.errors import Infeasible, InputError
+from planner.errors import Infeasible, InputError, one_of
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Op
+from planner.ops import Op, Parcel
 from planner.plan import Context, Phase, Plan
 from planner.replan import Policy, ordered, replanning
 from planner.schemes.distrifusion import ALL, MODES, Mode, displaced
@@ -91,31 +91,18 @@ def stadi(
 
     Raises InputError where rows, strides, mode or split do not fit, Infeasible if there are too few devices.
     """
-    if mode not in MODES:
-        raise InputError(f"stadi: mode {mode!r} is not one of {', '.join(MODES)}")
-    if warmup < 1:
-        raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
-    if strides and max(strides) > 1 and MODES[mode].fresh:
-        raise InputError(f"stadi: mode {mode} exchanges in every step, so it needs strides 1, not {_listed(strides)}")
-    if skipped not in (None, *SKIPPED):
-        raise InputError(f"stadi: skipped {skipped!r} is not one of {', '.join(SKIPPED)}")
+    _check_knobs(mode, warmup, strides, skipped)
+    names = tuple(device.name for device in cluster.devices)
+    slower = _as_believed(cost, names, believed)
     temporal = temporal and not MODES[mode].fresh
     exclude = exclude and rows is None and strides is None and believed is None
-    names = tuple(device.name for device in cluster.devices)
-    if believed is not None and (len(believed) != len(names) or min(believed) <= 0):
-        raise InputError(f"stadi: believed {believed}: give a number above 0 for each of {len(names)} devices")
-    slower = cost if believed is None else cost.slowed(dict(zip(names, believed, strict=True)))
     task = Task(job, model, slower, warmup, rows, strides, temporal, spatial, split, allowed, price, thresholds, exclude, warm_rows)
     choice = _choose(task, _taking_part(task, cluster))
-    bands = max(choice.split or (len(choice.devices),))
+    stale, bands = bool(MODES[mode].stale), max(choice.split or (len(choice.devices),))
     skipped = skipped or ("hold" if job.draws else context)
-    stale = bool(MODES[mode].stale)
     even = Context(MODES[mode].stat, bessel, equal_weights, prediction(context, damping, stale, bands=bands))
     late = replace(even, damping=prediction(context, damping, stale, LATE, bands), skipped=SKIPPED[skipped])
-    if len(choice.devices) == 1:
-        phases = next(single(job, model, cluster, cost, device=choice.devices[0])).phases
-    else:
-        phases = _phases(task, choice, MODES[mode], bundle, even, late)
+    phases = partial(_phases, mode=MODES[mode], bundle=bundle, even=even, late=late)
     knobs = {
         "warmup": synchronous(job.steps, warmup, beat(choice.strides)),
         "mode": mode,
@@ -126,20 +113,38 @@ def stadi(
         "skipped": skipped,
         "excluded": [name for name in names if name not in choice.devices],
     } | ({} if believed is None else {"believed": list(believed)})
-    plan = Plan("stadi", job, choice.devices, phases, knobs)
+    plan = Plan("stadi", job, choice.devices, phases(task, choice), knobs)
     if believed is not None:
         plan = ordered(plan, names)
-    if not replan or plan.ranks == 1:
-        yield plan
-        return
 
     def anew(step: int, slower: Cost) -> Plan:
-        rest = replace(job, steps=job.steps - step)
-        what = replace(task, job=rest, cost=slower, warmup=max(warmup - step, 1), rows=None, strides=None)
-        again = _choose(replace(what, split=choice.split, exclude=False), choice.devices)
-        return Plan("stadi", rest, again.devices, _phases(what, again, MODES[mode], bundle, even, late))
+        rest = _rest(task, choice, step, slower)
+        again = _choose(rest, choice.devices)
+        return Plan("stadi", rest.job, again.devices, phases(rest, again))
 
-    yield from replanning(plan, anew, cost, Policy(tolerance), believed)
+    if replan and plan.ranks > 1:
+        yield from replanning(plan, anew, cost, Policy(tolerance), believed)
+    else:
+        yield plan
+
+
+def _check_knobs(mode: str, warmup: int, strides: tuple[int, ...] | None, skipped: str | None) -> None:
+    one_of("stadi: mode", mode, MODES)
+    if warmup < 1:
+        raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
+    if strides and max(strides) > 1 and MODES[mode].fresh:
+        raise InputError(f"stadi: mode {mode} exchanges in every step, so it needs strides 1, not {_listed(strides)}")
+    if skipped is not None:
+        one_of("stadi: skipped", skipped, SKIPPED)
+
+
+def _as_believed(cost: Cost, names: tuple[str, ...], believed: tuple[float, ...] | None) -> Cost:
+    """The cost where each device takes so many times as long as predicted."""
+    if believed is None:
+        return cost
+    if len(believed) != len(names) or min(believed) <= 0:
+        raise InputError(f"stadi: believed {believed}: give a number above 0 for each of {len(names)} devices")
+    return cost.slowed(dict(zip(names, believed, strict=True)))
 
 
 # From a choice to phases.
@@ -157,14 +162,14 @@ class Choice:
     seconds: float
 
 
-def _phases(
-    task: Task, choice: Choice, mode: Mode, bundle: int, even: Context, after: Context
-) -> tuple[Phase, ...]:
+def _phases(task: Task, choice: Choice, mode: Mode, bundle: int, even: Context, late: Context) -> tuple[Phase, ...]:
     """Warm-up, `recut` (its last step, on the new bands), then in beats `enter`, `steady` and `leave`.
 
-    even: the policy where all strides are 1; after: else.
+    even: the policy where all strides are 1; late: else.
     """
     job, model, ranks = task.job, task.model, len(choice.devices)
+    if ranks == 1:
+        return next(single(job, model, task.cost.cluster, task.cost, device=choice.devices[0])).phases
     where = layout(model, task.height, job.branches, ranks, choice.split, choice.rows)
     every = beat(choice.strides)
     warmup = synchronous(job.steps, task.warmup, every)
@@ -173,38 +178,53 @@ def _phases(
     before = layout(model, task.height, job.branches, ranks, choice.split, choice.warm)
     # Halos and statistics must exist for the new bands before anybody may use stale ones.
     recut = int(before != where)
-    late = (job.steps - warmup) // every
-
-    def together(name: str, steps: int, bands: Layout) -> Phase:
-        ops = tuple(tuple(evaluation(model, bands, r, fresh=ALL, noise=bands.everyone)) for r in bands.everyone)
-        return Phase(name, steps, 1, bands.rows, bands.branches, (1,) * ranks, ops, replace(after, stat="mean"))
-
-    parcels = bundles(model, mode.stale, bundle)
-
-    def apart(name: str, beats: int, receive: bool, send: bool) -> Phase:
-        def ops(rank: int) -> Iterable[Op]:
-            stride = choice.strides[rank]
-            pair = tuple(r for r in where.everyone if where.rows[r] == where.rows[rank])
-            for step in range(0, every, stride):
-                first, last = step == 0, step + stride == every
-                group = where.group(rank) if last else ()
-                yield from evaluation(
-                    model, where, rank, step, NONE, parcels, receive and first, send and last, pair, group
-                )
-
-        every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
-        return Phase(name, beats, every, where.rows, where.branches, choice.strides, every_rank, after)
-
-    phases = [together("warm-up", warmup - recut, before), together("recut", recut, where)]
+    beats = (job.steps - warmup) // every
+    exact = replace(late, stat="mean")
+    apart = partial(_apart, model, where, choice.strides, bundles(model, mode.stale, bundle), late)
+    phases = [
+        _together(model, before, exact, "warm-up", warmup - recut),
+        _together(model, where, exact, "recut", recut),
+    ]
     if not mode.stale:
-        phases += [apart("steady", late, False, False)]
+        phases += [apart("steady", beats)]
     else:
         phases += [
-            apart("enter", 1, False, late > 1),
-            apart("steady", max(late - 2, 0), True, True),
-            apart("leave", int(late > 1), True, False),
+            apart("enter", 1, send=beats > 1),
+            apart("steady", max(beats - 2, 0), receive=True, send=True),
+            apart("leave", int(beats > 1), receive=True),
         ]
     return tuple(phase for phase in phases if phase.beats)
+
+
+def _together(model: Model, where: Layout, context: Context, name: str, steps: int) -> Phase:
+    """Steps that everybody takes, with everything fresh."""
+    ops = tuple(tuple(evaluation(model, where, r, fresh=ALL, noise=where.everyone)) for r in where.everyone)
+    return Phase(name, steps, 1, where.rows, where.branches, (1,) * len(where.rows), ops, context)
+
+
+def _apart(
+    model: Model,
+    where: Layout,
+    strides: tuple[int, ...],
+    parcels: tuple[Parcel, ...],
+    context: Context,
+    name: str,
+    beats: int,
+    receive: bool = False,
+    send: bool = False,
+) -> Phase:
+    """Beats in which every rank takes its own strides; only their first evaluation receives, only their last one sends."""
+    every = beat(strides)
+
+    def ops(rank: int) -> Iterable[Op]:
+        pair = tuple(r for r in where.everyone if where.rows[r] == where.rows[rank])
+        for step in range(0, every, strides[rank]):
+            first, last = step == 0, step + strides[rank] == every
+            latent = where.group(rank) if last else ()
+            yield from evaluation(model, where, rank, step, NONE, parcels, receive and first, send and last, pair, latent)
+
+    every_rank = tuple(tuple(ops(rank)) for rank in where.everyone)
+    return Phase(name, beats, every, where.rows, where.branches, strides, every_rank, context)
 
 
 # The choice.
@@ -227,7 +247,7 @@ class Task:
     price: float
     thresholds: tuple[float, float] | None
     exclude: bool
-    warm_rows: tuple[int, ...] | None = None
+    warm_rows: tuple[int, ...] | None
 
     @property
     def height(self) -> int:
@@ -237,6 +257,12 @@ class Task:
     def named(self) -> bool:
         """Whether rows or strides are given device by device, so that nobody moves."""
         return self.rows is not None or self.strides is not None
+
+
+def _rest(task: Task, choice: Choice, step: int, cost: Cost) -> Task:
+    """What is left from a grid step on, by this cost, for all the devices of a choice."""
+    job, warmup = replace(task.job, steps=task.job.steps - step), max(task.warmup - step, 1)
+    return replace(task, job=job, cost=cost, warmup=warmup, rows=None, strides=None, split=choice.split, exclude=False)
 
 
 Curve = Callable[[int], float]  # seconds of one evaluation on a band of so many rows
