@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyrhythm.cli import (
+from polyrhythm.cli import command
+from polyrhythm.cli_flags import (
     PlanFile,
     ProfileFile,
     _given,
@@ -16,7 +17,7 @@ from polyrhythm.cli import (
     _profile,
     _say,
     cluster,
-    command,
+    flag,
     job,
     scheme,
 )
@@ -29,30 +30,26 @@ if TYPE_CHECKING:
 def wish(
     fidelity: Annotated[
         str | None,
-        typer.Option(metavar="LEVEL", help="How true the picture: strict (the same), high (default), fast or any."),
+        flag("How true the picture: strict (the same), high (default), fast or any.", "LEVEL"),
     ] = None,
-    min_psnr: Annotated[
-        float | None, typer.Option(metavar="DB", help="How true the picture: PSNR to one device's, at least.")
-    ] = None,
+    min_psnr: Annotated[float | None, flag("How true the picture: PSNR to one device's, at least.", "DB")] = None,
     fewer_steps: Annotated[
         str | None,
-        typer.Option(metavar="WHEN", help="Fewer steps than asked: never (default), truer (if no slower) or faster."),
+        flag("Fewer steps than asked: never (default), truer (if no slower) or faster.", "WHEN"),
     ] = None,
-    objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="latency (default), throughput, energy or money.")
-    ] = None,
-    hourly: Annotated[
-        str | None, typer.Option(metavar="0.8,0.3", help="Dollars an hour of each device, for --objective money.")
-    ] = None,
+    objective: Annotated[str | None, flag("latency (default), throughput, energy or money.", "NAME")] = None,
+    hourly: Annotated[str | None, flag("Dollars an hour of each device, for --objective money.", "0.8,0.3")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What schemes do to this model's pictures, from `calibrate`.")
+        Path | None, flag("What schemes do to this model's pictures, from `calibrate`.", "FILE")
     ] = None,
 ) -> "Wish | None":
     """What the plan should be; None if no flag is given."""
     from polyrhythm.choosing import Wish
     from traces.store import load_fidelity
 
-    given = {name: value for name, value in locals().items() if value is not None and name not in ("Wish", "load_fidelity")}
+    given = {
+        name: value for name, value in locals().items() if value is not None and name not in ("Wish", "load_fidelity")
+    }
     if "hourly" in given:
         given["hourly"] = _numbers("hourly", hourly or "", float)
     if "calibration" in given:
@@ -73,7 +70,7 @@ def plan(
     pareto: Annotated[
         bool, typer.Option("--pareto", help="In place of one plan, all that none is both faster and truer than.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="With --pareto: draw it, .png or .svg.")] = None,
+    plot: Annotated[Path | None, flag("With --pareto: draw it, .png or .svg.", "FILE")] = None,
 ) -> Any:
     """Plan one image on a cluster: the fastest way that keeps the picture right."""
     from polyrhythm import api
@@ -101,7 +98,7 @@ def explain(
     wish: "Wish | None",
     plan: PlanFile = None,
     profile: ProfileFile = None,
-    what_if: Annotated[bool, typer.Option(help="Also plan with a device more and one less.")] = True,
+    what_if: Annotated[bool, flag("Also plan with a device more and one less.")] = True,
 ) -> Any:
     """Why a plan takes as long as it does, what would help, and how other plans would do."""
     from polyrhythm import api
@@ -117,7 +114,9 @@ def explain(
 @command(job)
 def calibrate(
     job: dict[str, Any],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table; gone on with if it is there.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The table; gone on with if it is there.")
+    ],
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures made at once with every setting.")] = 3,
     of: Annotated[str, typer.Option("--of", metavar="20,50", help="Numbers of steps to make pictures with.")] = "20,50",
     prompt: Annotated[str | None, typer.Option(metavar="TEXT")] = None,

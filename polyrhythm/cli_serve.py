@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyrhythm.cli import (
+from polyrhythm.cli import command
+from polyrhythm.cli_flags import (
     ConditionsFile,
     ProfileFile,
     _given,
@@ -14,7 +15,7 @@ from polyrhythm.cli import (
     _numbers,
     _profile,
     cluster,
-    command,
+    flag,
     job,
     scheme,
 )
@@ -32,14 +33,12 @@ WorkloadFile = Annotated[
 
 
 def arrivals(
-    per_minute: Annotated[float | None, typer.Option(metavar="N", help="Requests, at random times (Poisson).")] = None,
+    per_minute: Annotated[float | None, flag("Requests, at random times (Poisson).", "N")] = None,
     bursts: Annotated[
         str | None,
-        typer.Option(metavar="30@60,4@240", help="So many per minute for so many seconds in the mean, in turn."),
+        flag("So many per minute for so many seconds in the mean, in turn.", "30@60,4@240"),
     ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="As recorded: seconds and class, CSV or JSON.")
-    ] = None,
+    trace: Annotated[Path | None, flag("As recorded: seconds and class, CSV or JSON.", "FILE")] = None,
 ) -> "Arrivals | None":
     """When requests arrive; None if no flag is given."""
     from planner.workload import Arrivals, State
@@ -66,21 +65,13 @@ def rules(
             "Several are switched between by load.",
         ),
     ] = None,
-    policy: Annotated[str | None, typer.Option(metavar="NAME", help="fifo (default), shortest or deadline.")] = None,
-    queue: Annotated[int | None, typer.Option(metavar="N", help="So many may wait; others are refused.")] = None,
-    refuse_late: Annotated[bool | None, typer.Option(help="Refuse who would miss the deadline.")] = None,
-    batch_up_to: Annotated[
-        int | None, typer.Option(metavar="N", help="Requests of a class made at once, at most. Default: 1.")
-    ] = None,
-    split_above: Annotated[
-        float | None, typer.Option(metavar="N", help="Requests waiting per group, above which groups are split.")
-    ] = None,
-    join_at: Annotated[
-        float | None, typer.Option(metavar="N", help="Requests there per larger group, at which groups are joined.")
-    ] = None,
-    switch_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="What a device takes for another model or group.")
-    ] = None,
+    policy: Annotated[str | None, flag("fifo (default), shortest or deadline.", "NAME")] = None,
+    queue: Annotated[int | None, flag("So many may wait; others are refused.", "N")] = None,
+    refuse_late: Annotated[bool | None, flag("Refuse who would miss the deadline.")] = None,
+    batch_up_to: Annotated[int | None, flag("Requests of a class made at once, at most. Default: 1.", "N")] = None,
+    split_above: Annotated[float | None, flag("Requests waiting per group, above which groups are split.", "N")] = None,
+    join_at: Annotated[float | None, flag("Requests there per larger group, at which groups are joined.", "N")] = None,
+    switch_seconds: Annotated[float | None, flag("What a device takes for another model or group.", "S")] = None,
 ) -> dict[str, Any]:
     """The rules that are given."""
     given = {name: value for name, value in locals().items() if value is not None}
@@ -151,17 +142,15 @@ def serve(
     arrivals: "Arrivals | None",
     rules: dict[str, Any],
     workload: WorkloadFile = None,
-    requests: Annotated[int | None, typer.Option(metavar="N", help="How many come. Default: 1,000.")] = None,
-    slo: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="When a request is late, for classes without a deadline.")
-    ] = None,
+    requests: Annotated[int | None, flag("How many come. Default: 1,000.", "N")] = None,
+    slo: Annotated[float | None, flag("When a request is late, for classes without a deadline.", "SECONDS")] = None,
     p95: Annotated[
         float | None, typer.Option("--p95", metavar="SECONDS", help="Also: how many a minute keep to this p95?")
     ] = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Simulate so often, with seeds from --seed on.")] = 5,
     profile: ProfileFile = None,
     conditions: ConditionsFile = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the queue over time, .png or .svg.")] = None,
+    plot: Annotated[Path | None, flag("Draw the queue over time, .png or .svg.", "FILE")] = None,
 ) -> Any:
     """Requests at a cluster: the latency they get, and what the devices do meanwhile."""
     from dataclasses import replace
@@ -195,17 +184,11 @@ def recommend(
     arrivals: "Arrivals | None",
     p95: Annotated[float, typer.Option("--p95", metavar="SECONDS", help="95 % of the images are done in so long.")],
     workload: WorkloadFile = None,
-    requests: Annotated[int | None, typer.Option(metavar="N", help="Per simulated run. Default: 1,000.")] = None,
-    devices: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Kinds to choose from. Default: all with a price, else all.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What a device of each kind costs an hour, TOML or JSON.")
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option(metavar="NAME", help="money (with prices), energy (default without) or devices.")
-    ] = None,
-    link: Annotated[str | None, typer.Option(metavar="KIND", help="Link between all. Default: their own.")] = None,
+    requests: Annotated[int | None, flag("Per simulated run. Default: 1,000.", "N")] = None,
+    devices: Annotated[str | None, flag("Kinds to choose from. Default: all with a price, else all.", "LIST")] = None,
+    prices: Annotated[Path | None, flag("What a device of each kind costs an hour, TOML or JSON.", "FILE")] = None,
+    by: Annotated[str | None, flag("money (with prices), energy (default without) or devices.", "NAME")] = None,
+    link: Annotated[str | None, flag("Link between all. Default: their own.", "KIND")] = None,
     most: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Devices, at most.")] = 8,
     mixed: Annotated[bool, typer.Option("--mixed", help="Two kinds of devices in one cluster, too.")] = False,
     sure: Annotated[

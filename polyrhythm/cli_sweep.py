@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from polyrhythm.cli import ProfileFile, command
+from polyrhythm.cli import command
+from polyrhythm.cli_flags import ProfileFile, _profile, flag
 
 
 @command()
@@ -16,17 +17,16 @@ def sweep(
         typer.Option("-o", "--output", metavar="FILE", help="The rows, .csv or .parquet; gone on with if it is there."),
     ],
     profile: ProfileFile = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw what they answer, .png or .svg.")] = None,
+    plot: Annotated[Path | None, flag("Draw what they answer, .png or .svg.", "FILE")] = None,
     processes: Annotated[int | None, typer.Option(metavar="N", min=1, help="At a time. Default: one per core.")] = None,
     backend: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of joblib: loky (default), multiprocessing, threading, dask, ray."),
+        flag("Of joblib: loky (default), multiprocessing, threading, dask, ray.", "NAME"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what was done before.")] = False,
 ) -> Any:
     """Plan and simulate every combination of a grid: what to buy, what to rent, what helps."""
     from polyrhythm import sweeping
-    from polyrhythm.cli import _profile
     from polyrhythm.render import working
 
     with working("sweeping") as progress:

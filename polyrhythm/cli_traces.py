@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from polyrhythm.cli import (
-    ABOVE,
+from polyrhythm.cli import ABOVE, command
+from polyrhythm.cli_flags import (
     ChromeFile,
     JsonFile,
     LoadFile,
@@ -14,12 +14,12 @@ from polyrhythm.cli import (
     _misused,
     _numbers,
     _profile,
-    _write,
-    command,
+    flag,
     scheme,
 )
+from polyrhythm.cli_perform import _write
 
-Page = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at; it loads nothing.")]
+Page = Annotated[Path | None, flag("Write a page to look at; it loads nothing.", "FILE")]
 
 
 @command()
@@ -30,28 +30,16 @@ def import_(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="PATH", help="A trace directory; of a topology or a log a file.")
     ],
-    link: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Over which link messages went: as in the cluster.")
-    ] = None,
-    devices: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Of a topology: what its GPUs are, e.g. a100-80-sxm*8.")
-    ] = None,
-    names: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Of a log: the cluster's names of its GPUs, in order.")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Of a timeline or profile of ours: the plan that was run.")
-    ] = None,
+    link: Annotated[str | None, flag("Over which link messages went: as in the cluster.", "KIND")] = None,
+    devices: Annotated[str | None, flag("Of a topology: what its GPUs are, e.g. a100-80-sxm*8.", "LIST")] = None,
+    names: Annotated[str | None, flag("Of a log: the cluster's names of its GPUs, in order.", "LIST")] = None,
+    plan: Annotated[Path | None, flag("Of a timeline or profile of ours: the plan that was run.", "FILE")] = None,
     image: Annotated[
         int | None,
         typer.Option(metavar="N", min=0, help="Of a profile of several images: which, from 0. Default: last."),
     ] = None,
-    interval: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Between the samples of a log that has no times.")
-    ] = 1.0,
-    collective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of nccl-tests that do not say: all_gather, send_recv, ...")
-    ] = None,
+    interval: Annotated[float, flag("Between the samples of a log that has no times.", "SECONDS")] = 1.0,
+    collective: Annotated[str | None, flag("Of nccl-tests that do not say: all_gather, send_recv, ...", "NAME")] = None,
 ) -> Any:
     """Turn what others measured, or a recorded run, into a trace, a cluster or a load."""
     from polyrhythm import importing
@@ -66,20 +54,12 @@ def import_(
 def replay(
     recorded: Annotated[Path, typer.Argument(metavar="TIMELINE", help="From `run --timeline` or `import`.")],
     scheme: tuple[str | None, dict[str, Any]],
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan that was run.")] = None,
-    link: Annotated[str | None, typer.Option(metavar="KIND", help="Another link between all: nvlink3.")] = None,
-    devices: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Other devices, in order of the ranks: rtx-5090,rtx-4090.")
-    ] = None,
-    cluster: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Another cluster, its devices in order of the ranks.")
-    ] = None,
-    occupancy: Annotated[
-        str | None, typer.Option(metavar="SHARES", help="What others take of each device now: 0,0.2.")
-    ] = None,
-    speeds: Annotated[
-        str | None, typer.Option(metavar="1,2", help="How many times as fast each rank is to compute.")
-    ] = None,
+    plan: Annotated[Path | None, flag("The plan that was run.", "FILE")] = None,
+    link: Annotated[str | None, flag("Another link between all: nvlink3.", "KIND")] = None,
+    devices: Annotated[str | None, flag("Other devices, in order of the ranks: rtx-5090,rtx-4090.", "LIST")] = None,
+    cluster: Annotated[Path | None, flag("Another cluster, its devices in order of the ranks.", "FILE")] = None,
+    occupancy: Annotated[str | None, flag("What others take of each device now: 0,0.2.", "SHARES")] = None,
+    speeds: Annotated[str | None, flag("How many times as fast each rank is to compute.", "1,2")] = None,
     load: LoadFile = None,
     profile: ProfileFile = None,
     timeline: JsonFile = None,

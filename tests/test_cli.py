@@ -29,7 +29,8 @@ from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.trace import MessageSample, PartSample, Trace
 from polyrhythm import api
-from polyrhythm.cli import app, scheme
+from polyrhythm.cli import app
+from polyrhythm.cli_flags import scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["catalog", "doctor", "measure", "import", "fit", "plan", "explain", "simulate", "run", "replay", "compare", "demo"]
