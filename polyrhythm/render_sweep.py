@@ -1,4 +1,4 @@
-"""How a sweep is shown to people: the fastest points, what all of them answer, what could not be done."""
+"""What people see of `sweep`: the fastest points, what all of them answer, what could not be done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from polyrhythm.sweeping import Row, Sweep
 
 
-def shown(result: Sweep, console: Console) -> None:
+def sweep(result: Sweep, console: Console) -> None:
     done = [row for row in result.rows if row.status == "ok"]
     fastest = sorted(done, key=lambda row: row.latency_seconds)[:SHOWN]
     columns = ("cluster", "devices", "link", "job", "scheme", "seconds", "speedup")

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ from planner.errors import (
 from planner.profile import Profile
 from planner.timeline import Timeline
 from planner.trace import MessageSample, PartSample, Trace
-from polyrhythm import api
+from polyrhythm import api, render
 from polyrhythm.cli import app
 from polyrhythm.cli_flags import scheme
 
@@ -84,6 +85,10 @@ def test_planning_imports_no_torch():
     code += "try: main()\nexcept SystemExit as e: print('torch' in sys.modules, e.code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.endswith("False 0\n")
+
+
+def test_every_result_has_a_home_that_shows_it():
+    assert all(callable(getattr(import_module(home), kind.lower())) for kind, home in render._HOME.items())
 
 
 def test_version():
