@@ -37,24 +37,22 @@ if TYPE_CHECKING:
     from planner.workload import Arrivals, RequestClass, Rules, State, Workload
     from polyrhythm.api import (
         UsageError,
-        catalog,
         doctor,
-        explain,
-        fit,
         job,
         load_planned,
-        measure,
         pareto,
         plan,
         run,
-        save_measured,
         save_planned,
         schedule,
         simulate,
     )
+    from polyrhythm.cataloguing import catalog
     from polyrhythm.choosing import Wish
     from polyrhythm.comparing import compare, compare_set, save_page
+    from polyrhythm.explaining import explain
     from polyrhythm.importing import Wanted, import_files
+    from polyrhythm.measuring import fit, measure, save_measured
     from polyrhythm.recommending import Target, recommend
     from polyrhythm.replaying import Change, replay
     from polyrhythm.services import Planning
@@ -89,13 +87,13 @@ _HOMES = {
     "planner.timeline": "Event Timeline",
     "planner.trace": "Trace",
     "planner.workload": "Arrivals RequestClass Rules State Workload",
-    "polyrhythm.api": (
-        "UsageError catalog doctor explain fit job load_planned measure pareto plan run save_measured "
-        "save_planned schedule simulate"
-    ),
+    "polyrhythm.api": "UsageError doctor job load_planned pareto plan run save_planned schedule simulate",
+    "polyrhythm.cataloguing": "catalog",
     "polyrhythm.choosing": "Wish",
     "polyrhythm.comparing": "compare compare_set save_page",
+    "polyrhythm.explaining": "explain",
     "polyrhythm.importing": "Wanted import_files",
+    "polyrhythm.measuring": "fit measure save_measured",
     "polyrhythm.recommending": "Target recommend",
     "polyrhythm.replaying": "Change replay",
     "polyrhythm.services": "Planning",

@@ -1,5 +1,6 @@
 """One function per command of the command line; each returns one frozen record with `to_json()` and prints nothing.
 
+Here are those that make and perform a plan; the others stand beside (`explaining`, `measuring`, `comparing`, ...).
 What is wrong is a `PolyrhythmError`, whose `exit_code` is what the command line leaves with.
 """
 
@@ -7,14 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.check import check
 from planner.cluster import Cluster
-from planner.cost import Cost
 from planner.course import Course, performed
 from planner.errors import InputError, PolyrhythmError
 from planner.job import Job
@@ -25,25 +25,21 @@ from planner.recipe import Recipe
 from planner.schemes import SCHEMES
 from planner.timeline import Seen, Timeline
 from planner.volume import volume
-from polyrhythm import planfile, why
+from polyrhythm import planfile
 from polyrhythm.adapting import Arriving, by_time
-from polyrhythm.choosing import Alternative, Frontier, Planned, Wish, chosen, draw
+from polyrhythm.choosing import Frontier, Planned, Wish, chosen, draw
 from polyrhythm.choosing import pareto as frontier_of
 from polyrhythm.interval import bounded
-from polyrhythm.path import Stretch, critical_path
-from polyrhythm.whatif import Change, sensitivity, worth
 from sim.run import run as perform
 from traces.hints import did_you_mean, unknown
 from traces.store import load_model
 
-if TYPE_CHECKING:  # these commands only; fitting imports numpy, which takes a while
+if TYPE_CHECKING:  # what few commands need is imported where they need it
     from planner.conditions import Conditions
-    from planner.trace import Trace
     from polyrhythm.calibrate import Calibrated
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
     from polyrhythm.simulating import Outcome
-    from traces.fit import FitReport
 
 SCHEMA_VERSION = 1
 AUTO = "auto"
@@ -297,7 +293,7 @@ def need_torch() -> None:
             raise InputError(f"this command runs models, and {name} is not installed: pip install 'polyrhythm[exec]'")
 
 
-# plan, explain.
+# plan.
 
 
 def plan(
@@ -339,14 +335,6 @@ def pareto(
     check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
     found = frontier_of(cluster, job, profile, wish or Wish(), **knobs)
     return found if plot is None else draw(found, plot)
-
-
-def calibrate(model: str, path: Path | str, **options: Any) -> Calibrated:
-    """What schemes do to a model's pictures, fitted and written; options as `polyrhythm.calibrate.calibrate` takes them."""
-    need_torch()
-    from polyrhythm.calibrate import calibrate as made
-
-    return made(model, path, **options)
 
 
 def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = None, **knobs: Any) -> Plan:
@@ -413,217 +401,15 @@ def _bounded(planned: Planned, profile: Profile | None) -> Planned:
     return planned
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Why a plan takes as long as it does, and what would help.
-
-    limit: one sentence; ranks: what each spends its time on; critical_path: what the latency consists of; remarks: costs
-    that no cut avoids; perfect_split_seconds: the work of one device alone, divided without loss; free_transfers_seconds:
-    the same plan if no transfer took any time; sensitivity: the same plan on faster devices and links; worth: the best
-    plan with a device more or less; alternatives: the candidates compared.
-    """
-
-    planned: Planned
-    limit: str
-    ranks: tuple[why.Share, ...]
-    critical_path: tuple[Stretch, ...]
-    remarks: tuple[str, ...]
-    perfect_split_seconds: float
-    free_transfers_seconds: float
-    alternatives: tuple[Alternative, ...]
-    sensitivity: tuple[Change, ...] = ()
-    worth: tuple[Change, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        lists = ("ranks", "critical_path", "sensitivity", "worth", "alternatives")
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "scheme": self.planned.plan.scheme,
-            "plan_digest": self.planned.plan.digest,
-            "predicted_seconds": self.planned.predicted_seconds,
-            "provenance": self.planned.timeline.provenance,
-            "limit": self.limit,
-            "remarks": list(self.remarks),
-            "perfect_split_seconds": self.perfect_split_seconds,
-            "free_transfers_seconds": self.free_transfers_seconds,
-        } | {name: [asdict(item) for item in getattr(self, name)] for name in lists}
+# calibrate, doctor, demo.
 
 
-def explain(
-    planned: Planned, profile: Profile | None = None, *, wish: Wish | None = None, what_if: bool = True
-) -> Explanation:
-    """What limits the plan, what would help, and how other plans would do on the same cluster and job.
-
-    what_if: also look for the best plan with a device more or less, which takes a planning each.
-    """
-    made, cluster, wish = planned.plan, planned.cluster, wish or Wish()
-    model = load_model(made.job.model)
-    cost = Cost(model, made.job, cluster, profile)
-    free = perform(made, model, _free(cluster), profile and replace(profile, messages=()))
-    ranks = why.shares(planned.timeline)
-    return Explanation(
-        planned=planned,
-        limit=why.limit(ranks),
-        ranks=ranks,
-        critical_path=critical_path(planned.timeline),
-        remarks=why.remarks(made, cost),
-        perfect_split_seconds=why.perfect_split_seconds(cost, made.job.steps),
-        free_transfers_seconds=free.latency_seconds,
-        alternatives=planned.candidates or chosen(model, planned.job, cluster, profile, {}, wish).candidates,
-        sensitivity=sensitivity(planned, model, profile),
-        worth=worth(planned, model, profile, wish) if what_if else (),
-    )
-
-
-def _free(cluster: Cluster) -> Cluster:
-    """The cluster with links that take no time."""
-    links = tuple((a, b, replace(link, bytes_per_second=1e30, latency_seconds=0.0)) for a, b, link in cluster.links)
-    return Cluster(cluster.devices, links)
-
-
-# measure, fit.
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Samples of this machine; nominal: what paced devices were paced by; path: where they were written."""
-
-    trace: Trace
-    nominal: Profile | None = None
-    path: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        counts = {"part_samples": len(self.trace.parts), "message_samples": len(self.trace.messages)}
-        return {"schema_version": SCHEMA_VERSION, "path": self.path} | counts | {"meta": self.trace.meta}
-
-
-def measure(
-    cluster: Cluster,
-    job: Job,
-    rows: tuple[int, ...] | None = None,
-    nbytes: tuple[int, ...] | None = None,
-    *,
-    backend: str = "gloo",
-    graphs: bool = False,
-    progress: Callable[[str], None] = SILENT,
-) -> Measured:
-    """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
-
-    rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages; graphs: as `run` with
-    graphs has it. Raises InputError without torch.
-    """
+def calibrate(model: str, path: Path | str, **options: Any) -> Calibrated:
+    """What schemes do to a model's pictures, fitted and written; options as `polyrhythm.calibrate.calibrate` takes them."""
     need_torch()
-    from polyrhythm import local
+    from polyrhythm.calibrate import calibrate as made
 
-    model, options = load_model(job.model), {"backend": backend, "graphs": graphs, "progress": progress}
-    return Measured(*local.measure(cluster, local.model_directory(job.model), model, job, rows, nbytes, **options))
-
-
-def save_measured(directory: Path | str, measured: Measured) -> Measured:
-    """Write a trace directory, in which `nominal.json` is for `run --nominal`."""
-    from traces.store import save_profile, save_trace
-
-    if measured.nominal is not None:
-        save_profile(Path(directory) / "nominal.json", measured.nominal)
-    save_trace(directory, measured.trace)
-    return replace(measured, path=str(directory))
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A profile, and how well it predicts what it did not see."""
-
-    profile: Profile
-    report: FitReport
-    path: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        about = {key: value for key, value in self.profile.about.items() if key != "fit"}
-        return {"schema_version": SCHEMA_VERSION, "path": self.path} | self.report.to_json() | {"about": about}
-
-
-def fit(trace: Trace) -> Fitted:
-    """A profile of everything in the trace; InputError if it is empty or does not belong together."""
-    from polyrhythm.rehearsal import fitted
-    from traces.fit import report
-
-    profile = fitted(trace)
-    return Fitted(profile, report(profile))
-
-
-# catalog, doctor, demo.
-
-SECTIONS = ("devices", "links", "boxes", "models", "schemes", "traces")
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """Entries by section; every entry has a `name`, and numbers have their source beside them."""
-
-    sections: dict[str, tuple[dict[str, Any], ...]]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION} | {name: list(entries) for name, entries in self.sections.items()}
-
-
-def catalog(section: str | None = None, name: str | None = None) -> Catalog:
-    """All we know, one section of it, or one entry; InputError with the nearest names for one that is not there."""
-    if section is not None and section not in SECTIONS:
-        raise InputError(unknown("section", section, SECTIONS))
-    sections = {s: _entries(s) for s in SECTIONS if section in (None, s)}
-    if name is None:
-        return Catalog(sections)
-    found = {s: tuple(e for e in entries if e["name"] == name) for s, entries in sections.items()}
-    if not any(found.values()):
-        known = [e["name"] for entries in sections.values() for e in entries]
-        raise InputError(
-            unknown({"boxes": "box"}.get(section, section.rstrip("s")) if section else "name", name, known)
-        )
-    return Catalog({s: entries for s, entries in found.items() if entries})
-
-
-def _entries(section: str) -> tuple[dict[str, Any], ...]:
-    from traces import catalogue, recorded, store
-    from traces.boxes import box_entries
-
-    if section == "models":
-        return tuple(_model_entry(store.load_model(name)) for name in store.model_names())
-    if section == "schemes":
-        return tuple(_scheme_entry(name) for name in SCHEMES)
-    if section == "boxes":
-        return tuple({"name": name} | entry for name, entry in box_entries().items())
-    if section == "traces":
-        return tuple({"name": name} | entry for name, entry in recorded.entries().items())
-    entries = catalogue.device_entries() if section == "devices" else catalogue.link_entries()
-    return tuple({"name": name} | entry for name, entry in entries.items())
-
-
-def _model_entry(model: Model) -> dict[str, Any]:
-    """The description in numbers; flops of one forward of one item at the usual size."""
-    norm = usual(model)
-    side = norm.pixels // model.vae_scale
-    return {
-        "name": model.name,
-        "family": model.family,
-        "parameters": model.parameters,
-        "height": norm.pixels,
-        "width": norm.pixels,
-        "flops_per_forward": model.flops(0, model.noise, side, side, side),
-        "sampler": norm.sampler,
-        "dtype": norm.dtype,
-        "guidance": norm.guidance,
-        "rows_multiple_of": model.granule,
-        "pixels_multiple_of": model.granule * model.vae_scale,
-        "stops": len(model.stops),
-        "source": model.source,
-    }
-
-
-def _scheme_entry(name: str) -> dict[str, Any]:
-    """Knobs with their defaults, and the first line of the scheme's module, which cites its paper."""
-    module = inspect.getmodule(SCHEMES[name])
-    idea = (inspect.getdoc(module) or "").split("\n")[0]
-    return {"name": name, "idea": idea, "knobs": knobs_of(name)}
+    return made(model, path, **options)
 
 
 def doctor() -> Health:

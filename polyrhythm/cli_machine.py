@@ -46,9 +46,9 @@ def catalog(
     name: Annotated[str | None, typer.Argument(help="One entry, with sources.")] = None,
 ) -> Any:
     """What we know of devices, links, boxes, models and schemes, and the traces that we ship."""
-    from polyrhythm import api
+    from polyrhythm import cataloguing
 
-    return api.catalog(section, name)
+    return cataloguing.catalog(section, name)
 
 
 @command()
@@ -73,14 +73,14 @@ def measure(
     graphs: Graphs = False,
 ) -> Any:
     """Time a model's parts and the links on this machine."""
-    from polyrhythm import api
+    from polyrhythm import measuring
     from polyrhythm.render import working
 
     bands, sizes = (_numbers(*given, int) if given[1] else None for given in (("rows", rows), ("nbytes", nbytes)))
     asked, wanted = _job(job), _given(cluster)
     with working("measuring") as progress:
-        found = api.measure(wanted, asked, bands, sizes, backend=backend.value, graphs=graphs, progress=progress)
-    return api.save_measured(output, found)
+        found = measuring.measure(wanted, asked, bands, sizes, backend=backend.value, graphs=graphs, progress=progress)
+    return measuring.save_measured(output, found)
 
 
 @command()
@@ -91,10 +91,10 @@ def fit(
     """Make a profile of a trace, with the error on sizes it did not see."""
     from dataclasses import replace
 
-    from polyrhythm import api
+    from polyrhythm import measuring
     from traces.store import load_trace, save_profile
 
-    found = api.fit(load_trace(trace))
+    found = measuring.fit(load_trace(trace))
     if output is None:
         return found
     save_profile(output, found.profile)

@@ -101,14 +101,14 @@ def explain(
     what_if: Annotated[bool, flag("Also plan with a device more and one less.")] = True,
 ) -> Any:
     """Why a plan takes as long as it does, what would help, and how other plans would do."""
-    from polyrhythm import api
+    from polyrhythm import api, explaining
     from polyrhythm.render import working
 
     measured = _profile(profile)
     chosen = wish if plan is None and scheme[0] in (None, api.AUTO) else None
     planned = _planned(plan, cluster, job, scheme, measured, chosen)
     with working("explaining"):
-        return api.explain(planned, measured, wish=wish, what_if=what_if)
+        return explaining.explain(planned, measured, wish=wish, what_if=what_if)
 
 
 @command(job)

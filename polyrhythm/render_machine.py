@@ -10,9 +10,10 @@ from polyrhythm.render import DASH, _table, _value, _value_or_dict, nbytes, seco
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyrhythm.api import Catalog, Fitted, Measured
+    from polyrhythm.cataloguing import Catalog
     from polyrhythm.demo import Demo
     from polyrhythm.health import Health
+    from polyrhythm.measuring import Fitted, Measured
 
 
 def demo(result: Demo, console: Console) -> None:

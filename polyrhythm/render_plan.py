@@ -10,9 +10,9 @@ from polyrhythm.render import DASH, SHOWN, _said, _table, _value, nbytes, second
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from polyrhythm.api import Explanation
     from polyrhythm.calibrate import Calibrated
     from polyrhythm.choosing import Alternative, Frontier, Planned, Point
+    from polyrhythm.explaining import Explanation
     from polyrhythm.whatif import Change
 
 NOTHING = 0.005  # a share of the latency that nobody would notice
