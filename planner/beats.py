@@ -191,16 +191,7 @@ def evaluation(
     """
     rows, branches, group = where.rows[rank], where.branches[rank], where.group(rank)
     bands = tuple(Message((Gather(p, group, CONTEXT),), p.stops[-1], p.stops[0]) for p in stale if len(group) > 1)
-    waits: dict[int, list[Transfer]] = defaultdict(list)
-    starts: dict[int, list[Op]] = defaultdict(list)
-    for message in bands + messages:
-        at_once, later = message.wait is None, message.wait is not None and message.wait > message.start
-        if at_once or send:
-            starts[message.start] += message.ops
-        if message.wait is None:
-            starts[message.start] += [Wait(name_of(op)) for op in message.ops]
-        elif send if later else receive:
-            waits[message.wait] += message.ops
+    waits, starts = _timetable(bands + messages, receive, send)
     ops: list[Op] = []
     done, attended = 0, 0
 
@@ -215,7 +206,7 @@ def evaluation(
         for s in range(first, min(last + 1, model.noise)):
             if s in waits:
                 run(s)
-                ops.extend(Wait(name_of(op)) for op in waits[s])
+                ops.extend(waits[s])
             if len(group) > 1 and model.stops[s].kind in fresh:
                 run(s)
                 parcel = Parcel(f"p{s}", (s,))
@@ -230,12 +221,28 @@ def evaluation(
         if last < model.noise:
             run(last)
             done = model.noise
-    if waits[model.noise]:
+    if waits.get(model.noise) or len(noise) > 1:
         run(model.noise)
-        ops.extend(Wait(name_of(op)) for op in waits[model.noise])
-    if len(noise) > 1:
-        run(model.noise)
+        ops.extend(waits.get(model.noise, ()))
     return ops + update(model, where, rank, step, noise, latent, makers, done)
+
+
+def _timetable(
+    messages: Iterable[Message], receive: bool, send: bool
+) -> tuple[dict[int, list[Op]], dict[int, list[Op]]]:
+    """Per stop: what is waited for before it, and what starts at it."""
+    waits: dict[int, list[Op]] = defaultdict(list)
+    starts: dict[int, list[Op]] = defaultdict(list)
+    for message in messages:
+        awaited = [Wait(name_of(op)) for op in message.ops]
+        if message.wait is None:
+            starts[message.start] += [*message.ops, *awaited]
+            continue
+        if send:
+            starts[message.start] += message.ops
+        if send if message.wait > message.start else receive:
+            waits[message.wait] += awaited
+    return waits, starts
 
 
 def update(

@@ -8,7 +8,7 @@ rows that does: the output just before it, and the skip connections into it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
@@ -132,37 +132,18 @@ def balance(
     over the link from the team before. Exact, by dynamic programming over the borders. Raises InputError for more
     stages than there can be.
     """
-    height, width, count = cost.height, cost.width, len(teams)
-    ends = (0, *model.borders, model.noise)
+    count, ends = len(teams), (0, *model.borders, model.noise)
     outer = outer and count > 1
     if len(ends) - 1 < count + outer:
         raise InputError(f"{model.name} has {len(ends) - 2} borders; that is too few for {count} stages")
-    element = batch * cost.job.element_bytes
-
-    @cache
-    def moved(start: int, stop: int, own: int) -> int:
-        """Bytes that a run reads, but for outputs of the same device's run up to `own`."""
-        read = [s for s in model.reads(start, stop) if s > own]
-        return element * sum(model.stops[s].elements(height, width) for s in read)
-
-    @cache
-    def link(i: int, nbytes: int) -> float:
-        before = teams[i - 1][0]
-        return max((cost.message(before, device, nbytes) for device in teams[i] if device != before), default=0.0)
-
-    def compute(i: int, start: int, stop: int) -> float:
-        return max(cost.compute(device, start, stop, height, batch) for device in teams[i])
-
-    def seconds(i: int, start: int, stop: int, own: int = 0) -> float:
-        nbytes = moved(start, stop, own)
-        return compute(i, start, stop) + (link(i, nbytes) if nbytes else 0.0)
+    pace = _pace(model, cost, teams, batch)
 
     @cache
     def runs(i: int) -> Any:
         """(begin, end) among `ends`: seconds of that run on team i."""
         found = np.full((len(ends), len(ends)), math.inf)
         for a, b in combinations(range(len(ends)), 2):
-            found[a, b] = seconds(i, ends[a], ends[b])
+            found[a, b] = pace(i, ends[a], ends[b], 0)
         return found
 
     def chain(first: int, length: int) -> list[tuple[float, tuple[int, ...]]]:
@@ -181,12 +162,36 @@ def balance(
         return begins[1:], slowest
     least: tuple[tuple[int, ...], float] = ((), math.inf)
     for c in range(1, len(ends) - count):
-        head = compute(count - 1, 0, ends[c])
+        head = pace(count - 1, 0, ends[c], 0)
         if head >= least[1]:
             break
         for d, (slowest, begins) in enumerate(chain(c, count - 1)[:-1]):
             if slowest < least[1]:
-                tail = head + seconds(count - 1, ends[d], model.noise, ends[c])
+                tail = head + pace(count - 1, ends[d], model.noise, ends[c])
                 if rounded(max(slowest, tail)) < rounded(least[1]):
                     least = (*begins, ends[d]), max(slowest, tail)
     return least
+
+
+def _pace(
+    model: Model, cost: Cost, teams: Sequence[tuple[str, ...]], batch: int
+) -> Callable[[int, int, int, int], float]:
+    """(i, start, stop, own): seconds of that run on team i, to which outputs of its other run, up to `own`, need not travel."""
+    height, width, element = cost.height, cost.width, batch * cost.job.element_bytes
+
+    @cache
+    def moved(start: int, stop: int, own: int) -> int:
+        read = [s for s in model.reads(start, stop) if s > own]
+        return element * sum(model.stops[s].elements(height, width) for s in read)
+
+    @cache
+    def link(i: int, nbytes: int) -> float:
+        before = teams[i - 1][0]
+        return max((cost.message(before, device, nbytes) for device in teams[i] if device != before), default=0.0)
+
+    def seconds(i: int, start: int, stop: int, own: int) -> float:
+        nbytes = moved(start, stop, own)
+        compute = max(cost.compute(device, start, stop, height, batch) for device in teams[i])
+        return compute + (link(i, nbytes) if nbytes else 0.0)
+
+    return seconds
