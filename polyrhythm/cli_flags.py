@@ -22,8 +22,7 @@ def flag(help: str, metavar: str | None = None) -> Any:
 def cluster(
     cluster: Annotated[Path | None, flag("Cluster file, TOML or JSON.", "FILE")] = None,
     devices: Annotated[
-        str | None,
-        flag("In short: rtx-5090,rtx-3090*2; cpu*2 or cpu:1,cpu:0.5 is this machine.", "LIST"),
+        str | None, flag("In short: rtx-5090,rtx-3090*2; cpu*2 or cpu:1,cpu:0.5 is this machine.", "LIST")
     ] = None,
     link: Annotated[str | None, flag("Link between all --devices: pcie4-x16.", "KIND")] = None,
     occupancy: Annotated[str | None, flag("What others take of each of --devices: 0,0.3.", "SHARES")] = None,
@@ -50,12 +49,10 @@ def job(
     steps: Annotated[int | None, flag("Denoising steps. Default: 50.", "N")] = None,
     batch: Annotated[int | None, flag("Images at once. Default: 1.", "N")] = None,
     guidance: Annotated[
-        float | None,
-        flag("Classifier-free guidance; 1 is none. Default: the model's usual.", "SCALE"),
+        float | None, flag("Classifier-free guidance; 1 is none. Default: the model's usual.", "SCALE")
     ] = None,
     sampler: Annotated[
-        str | None,
-        flag("ddim, euler, euler-a, flow-euler, dpm++2m, dpm++2m-sde or unipc.", "NAME"),
+        str | None, flag("ddim, euler, euler-a, flow-euler, dpm++2m, dpm++2m-sde or unipc.", "NAME")
     ] = None,
     dtype: Annotated[str | None, flag("float32, float16 or bfloat16.", "NAME")] = None,
     seed: Annotated[int | None, flag("Default: 0.", "N")] = None,
@@ -84,8 +81,7 @@ def scheme(
     bundle: Annotated[int | None, flag("Tensors per transfer.", "N")] = None,
     portion: Annotated[str | None, flag("How much of the bands above, below attention sees.", "0.3[,0.3]")] = None,
     send: Annotated[
-        str | None,
-        flag("Only what is needed, or as published: whole (pcpp), all (stages).", "NAME"),
+        str | None, flag("Only what is needed, or as published: whole (pcpp), all (stages).", "NAME")
     ] = None,
     context: Annotated[str | None, flag("predict stale context, or hold it, as published.", "NAME")] = None,
     damping: Annotated[str | None, flag("Of that prediction; three for K/V, halos and statistics.", "0.8")] = None,

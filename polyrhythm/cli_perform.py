@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from polyrhythm.api import Performance
 
 ArrivesWords = Annotated[
-    list[str] | None,
-    flag("Another's job takes 0.6 of it from step 15 on. Repeatable.", "DEVICE=SHARE@STEP"),
+    list[str] | None, flag("Another's job takes 0.6 of it from step 15 on. Repeatable.", "DEVICE=SHARE@STEP")
 ]
 SeenFile = Annotated[Path | None, flag("A scheme that adapts is told what this timeline, or curve, says.", "FILE")]
 PerformedFile = Annotated[Path | None, flag("Write the plan as it was performed, for a scheme that adapts.", "FILE")]
@@ -104,8 +103,7 @@ def run(
     prompt: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
     embeds: Annotated[Path | None, flag("Prompt embeddings, safetensors.", "FILE")] = None,
     call: Annotated[
-        list[str] | None,
-        flag("More of the pipeline's call: eta=1, guidance_rescale=0.7. Repeatable.", "NAME=VALUE"),
+        list[str] | None, flag("More of the pipeline's call: eta=1, guidance_rescale=0.7. Repeatable.", "NAME=VALUE")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="x.png, or x.safetensors for latents.")

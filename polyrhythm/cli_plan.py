@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
 def wish(
     fidelity: Annotated[
-        str | None,
-        flag("How true the picture: strict (the same), high (default), fast or any.", "LEVEL"),
+        str | None, flag("How true the picture: strict (the same), high (default), fast or any.", "LEVEL")
     ] = None,
     min_psnr: Annotated[float | None, flag("How true the picture: PSNR to one device's, at least.", "DB")] = None,
     fewer_steps: Annotated[
-        str | None,
-        flag("Fewer steps than asked: never (default), truer (if no slower) or faster.", "WHEN"),
+        str | None, flag("Fewer steps than asked: never (default), truer (if no slower) or faster.", "WHEN")
     ] = None,
     objective: Annotated[str | None, flag("latency (default), throughput, energy or money.", "NAME")] = None,
     hourly: Annotated[str | None, flag("Dollars an hour of each device, for --objective money.", "0.8,0.3")] = None,

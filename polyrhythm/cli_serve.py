@@ -35,8 +35,7 @@ WorkloadFile = Annotated[
 def arrivals(
     per_minute: Annotated[float | None, flag("Requests, at random times (Poisson).", "N")] = None,
     bursts: Annotated[
-        str | None,
-        flag("So many per minute for so many seconds in the mean, in turn.", "30@60,4@240"),
+        str | None, flag("So many per minute for so many seconds in the mean, in turn.", "30@60,4@240")
     ] = None,
     trace: Annotated[Path | None, flag("As recorded: seconds and class, CSV or JSON.", "FILE")] = None,
 ) -> "Arrivals | None":

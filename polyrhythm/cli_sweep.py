@@ -20,8 +20,7 @@ def sweep(
     plot: Annotated[Path | None, flag("Draw what they answer, .png or .svg.", "FILE")] = None,
     processes: Annotated[int | None, typer.Option(metavar="N", min=1, help="At a time. Default: one per core.")] = None,
     backend: Annotated[
-        str | None,
-        flag("Of joblib: loky (default), multiprocessing, threading, dask, ray.", "NAME"),
+        str | None, flag("Of joblib: loky (default), multiprocessing, threading, dask, ray.", "NAME")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what was done before.")] = False,
 ) -> Any:
