@@ -31,6 +31,7 @@ from polyrhythm.choosing import Frontier, Planned, Wish, chosen, draw
 from polyrhythm.choosing import pareto as frontier_of
 from polyrhythm.interval import bounded
 from sim.run import run as perform
+from traces.files import writable
 from traces.hints import did_you_mean, unknown
 from traces.store import load_model
 
@@ -262,6 +263,8 @@ def run(
     ends badly.
     """
     check(plan, load_model(plan.job.model))
+    if output:
+        writable(output)
     need_torch()
     from polyrhythm import local
 

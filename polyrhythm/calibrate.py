@@ -21,7 +21,7 @@ from planner.fidelity import Fidelity, Run, fit
 from planner.job import Job
 from planner.plan import Plan
 from planner.schemes import SCHEMES
-from traces.files import format_json, write
+from traces.files import format_json, writable, write
 from traces.store import load_fidelity, load_model
 
 PROMPT = "large red star on striped blue"
@@ -117,6 +117,7 @@ def calibrate(
 
     api.need_torch()
     path = Path(path)
+    writable(path)
     known = load_fidelity(path).runs if path.is_file() else ()
     runs = {run.name: run for run in known}
     refused: list[str] = []

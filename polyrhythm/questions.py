@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.errors import InputError
-from polyrhythm.plots import need_matplotlib, plotted
+from polyrhythm.plots import check_plot, plotted
 
 if TYPE_CHECKING:
     from polyrhythm.sweeping import Row
@@ -154,7 +154,7 @@ def _told(question: Question, line: tuple[tuple[float, float], ...]) -> tuple[fl
 
 def draw(found: Sequence[Answer], path: Path | str) -> None:
     """A panel per question that has an answer; InputError if none has."""
-    need_matplotlib()
+    check_plot(path)
     names = list(dict.fromkeys(answer.question for answer in found))
     if not names:
         raise InputError(

@@ -23,12 +23,13 @@ from planner.errors import Infeasible, InputError, PlanError, PolyrhythmError
 from planner.job import Job
 from planner.profile import Profile
 from polyrhythm import api
-from polyrhythm.plots import need_matplotlib
+from polyrhythm.plots import check_plot
 from polyrhythm.questions import Answer, answers, draw
 from sim.sweep import check_backend
 from sim.sweep import sweep as perform
 from traces.conditions_file import load_conditions
 from traces.grid_file import Choice, Grid, load_grid
+from traces.files import writable
 from traces.rows import add_to_journal, check_ending, read_journal, save_rows
 from traces.store import load_model
 
@@ -165,8 +166,9 @@ def sweep(
     Raises InputError for a grid that cannot be read (every fault with its line) and for a library that is missing.
     """
     check_ending(output)
+    writable(output)
     if plot is not None:
-        need_matplotlib()
+        check_plot(plot)
     if processes is None:
         processes = (os.cpu_count() or 1) if find_spec("joblib") or backend else 1
     check_backend(backend, processes)

@@ -194,11 +194,37 @@ def test_writing_is_all_or_nothing(tmp_path):
     with pytest.raises(TypeError):
         files.write(path, 5)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="it is a directory; give the name of a file"):
         files.write(tmp_path / "folder", "new")
     assert path.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["file.txt", "folder"]
     files.write(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_writing_leaves_links_pipes_and_what_may_only_be_read(tmp_path):
+    path, link, pipe = tmp_path / "file.txt", tmp_path / "link.txt", tmp_path / "pipe"
+    link.symlink_to(path.name)
+    files.write(link, "one")  # there was no file yet
+    files.write(link, "two")
+    assert link.is_symlink() and path.read_text() == "two"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write(pipe, "three")
+    assert os.read(reader, 9) == b"three" and pipe.is_fifo()
+    os.close(reader)
+    path.chmod(0o444)
+    for name in (path, link):
+        with pytest.raises(InputError, match="cannot write .*: it may only be read"):
+            files.write(name, "four")
+    assert path.read_text() == "two" and sorted(os.listdir(tmp_path)) == ["file.txt", "link.txt", "pipe"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "it is a directory"), ("-", "stdout is for the result")])
+def test_names_that_are_no_file_s(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"cannot write .*{said}"):
+        files.write(name, "text")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

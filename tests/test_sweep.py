@@ -341,6 +341,15 @@ def test_nothing_to_plot(tmp_path):
     assert (tmp_path / "r.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["folder", "plain", "", "-"])
+def test_a_plot_goes_where_it_is_said_to(name, done, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        sweep(Path(done.output).with_name("grid.toml"), tmp_path / "r.csv", plot=name)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
 def test_without_matplotlib(done, tmp_path, monkeypatch):
     from polyrhythm import plots
 

@@ -46,22 +46,47 @@ def read_text(path: Path | str, limit: int = MAX_BYTES) -> str:
 
 
 def write(path: Path | str, content: str | bytes) -> None:
-    """Replace the file in one step: a reader sees the old content or the new, never half of it."""
-    path = Path(path)
+    """Replace the file in one step: a reader sees the old content or the new, never half of it.
+
+    A link stays, and what it leads to is replaced; what is no file, such as a FIFO, is written into.
+    """
+    target = writable(path)
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(target, data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def writable(path: Path | str) -> Path:
+    """Where `write` puts what goes to `path`; InputError for a directory, `-`, and a file that may only be read."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; give the name of a file")
+    if str(path) == "-":
+        raise InputError("cannot write to -: stdout is for the result; give the name of a file, or /dev/stdout")
+    if not path.exists():
+        return Path(os.path.realpath(path))
+    # Who may do anything, as root may, does not want to either.
+    if not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+        raise InputError(f"cannot write {path}: it may only be read; change its permissions or give another name")
+    return Path(os.path.realpath(path)) if path.is_file() else path
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path | str, limit: int = MAX_BYTES) -> dict[str, Any]:
