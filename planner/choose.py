@@ -21,7 +21,7 @@ from planner.cost import Cost
 from planner.errors import Infeasible, PolyrhythmError
 from planner.fidelity import Fidelity, Look, fresh_steps, look
 from planner.fold import Simulate
-from planner.memory import USABLE, peak_bytes, shortage
+from planner.memory import USABLE, peak_bytes, remedy, shortage
 from planner.placement import Family
 from planner.plan import Plan
 from planner.pool import TIE, TRUER_DB, Option, Pool, Rule, decibels
@@ -223,7 +223,7 @@ class Choice:
             try:
                 plan = self.plan(option)
                 seconds, peaks = fold.told(plan, self.simulate)
-                if short := shortage(plan, self.model, self.cost.cluster, peaks):
+                if short := shortage(self.cost.cluster, plan.devices, peaks):
                     raise Infeasible(f"{option.scheme}: {short}")
                 self._plans[key] = plan, seconds
             except PolyrhythmError as error:
@@ -299,8 +299,7 @@ class Choice:
             least = peak_bytes(self.plan(alone[0]), self.model)[0] / USABLE
             return Infeasible(
                 f"no plan fits in the memory of these devices ({alone[0].reason}); one with at least {least / 1e9:.1f} GB "
-                "would do, or a smaller image or batch, a dtype of fewer bytes, or --scheme asyncdiff --warm chain, "
-                "in which a device holds the weights of its own stage only"
+                f"would do, or {remedy(self.model, self.job, len(names))}"
             )
         reasons = [o.reason for o in (*options, *alone) if o.reason]
         return Infeasible(reasons[0] if reasons else "no plan is possible on this cluster")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 from planner.cluster import Cluster, Device
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Compute, Wait
+from planner.ops import Compute, Observe, Op, Transfer, Wait, name_of
 from planner.plan import Damping, Phase, Plan, batch, own_bytes, received_bytes
-
-Moved = tuple[int, int]  # bytes of a rank's own parcels, and received, in a beat
 
 # Peak activations, as multiples of the largest tensor of a kind that a forward hands over: what convolutions read, and
 # keys and values. Counted on the meta device for five models (`benchmarks/activations.py`), within a tenth.
@@ -23,20 +22,58 @@ TRANSFORMER = {"kv": 6.7}
 USABLE = 0.92  # of a device's memory: ECC, the driver, the context and fragments have the rest
 
 
-def held_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
+class Moved(NamedTuple):
+    """Bytes of a rank in a beat: of its own parcels, of what came and is kept, and how much of that came behind compute."""
+
+    own: int
+    kept: int
+    behind: int
+
+
+def moved(ops: Sequence[Op], own: Sequence[int], received: Sequence[int]) -> Moved:
+    """What `ops` of a beat leave in memory. own, received: bytes of each of their transfers, in order.
+
+    What came for one attention in pieces is dropped after it, so the largest of them counts; what is only handed on, once.
+    """
+    pieces = {op.start: 0 for op in ops if isinstance(op, Compute) and op.keys}
+    transfers = [(place, op) for place, op in enumerate(ops) if not isinstance(op, Compute | Wait)]
+    mine = kept = behind = 0
+    for (place, op), sent, came in zip(transfers, own, received, strict=True):
+        what = None if isinstance(op, Observe) else op.what
+        mine += 0 if what and what.hops else sent
+        if what and what.stops[0] in pieces:
+            pieces[what.stops[0]] += came
+        else:
+            kept += came
+            behind += 0 if _on_the_spot(ops, place, op) else came
+    return Moved(mine, kept + max(pieces.values(), default=0), behind)
+
+
+def _on_the_spot(ops: Sequence[Op], place: int, op: Transfer) -> bool:
+    """Whether the transfer there is waited for before anything is computed, so that nobody uses what came before it."""
+    for later in ops[place + 1 :]:
+        if isinstance(later, Compute):
+            return False
+        if isinstance(later, Wait) and later.name == name_of(op):
+            return True
+    return False
+
+
+def held_bytes(plan: Plan, model: Model, counted: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
     """Per rank: weights in the job's dtype plus, in the phase that needs most, what is sent and received in a beat.
 
     The weights are those of the parts that the rank computes in any phase: its own stage's only, if there is no phase
-    (such as a warm-up of all alike) in which it computes everything; the executor loads all and frees nothing. A stale
-    tensor lives until its successor has come, so what a beat of bundles brings is held twice, and three times where
-    stale context is predicted from the last two. moved: per phase and rank, from who has counted already.
+    (such as a warm-up of all alike) in which it computes everything; the executor loads all and frees nothing. What is
+    waited for on the spot is held once; what travels behind compute twice, as a stale tensor lives until its successor
+    has come; either once more where stale context is predicted from the last two. counted: per phase and rank, from who
+    has done it already.
     """
     ranks = range(plan.ranks)
-    counted = moved or [[_moved(plan, model, phase, rank) for rank in ranks] for phase in plan.phases]
+    counted = counted or [[_moved(plan, model, phase, rank) for rank in ranks] for phase in plan.phases]
     weights = [parameters(plan, model, rank) * plan.job.element_bytes for rank in ranks]
-    copies = [2 if phase.context.damping == Damping() else 3 for phase in plan.phases]
+    copies = [1 if phase.context.damping == Damping() else 2 for phase in plan.phases]
     return tuple(
-        of_model + max(own + n * received for n, (own, received) in zip(copies, of_rank, strict=True))
+        of_model + max(own + n * kept + behind for n, (own, kept, behind) in zip(copies, of_rank, strict=True))
         for of_model, of_rank in zip(weights, zip(*counted, strict=True), strict=True)
     )
 
@@ -51,9 +88,9 @@ def activation_bytes(model: Model, job: Job, rows: int, items: int) -> int:
     return round(largest * items * job.element_bytes)
 
 
-def peak_bytes(plan: Plan, model: Model, moved: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
+def peak_bytes(plan: Plan, model: Model, counted: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
     """Per rank: `held_bytes` and the activations of its largest band."""
-    held = held_bytes(plan, model, moved)
+    held = held_bytes(plan, model, counted)
     return tuple(
         held[rank]
         + max(activation_bytes(model, plan.job, p.rows[rank].count, batch(p, rank, plan.job)) for p in plan.phases)
@@ -66,16 +103,23 @@ def usable_bytes(device: Device) -> float:
     return USABLE * device.memory_bytes if device.memory_bytes > 0 else inf
 
 
-def shortage(plan: Plan, model: Model, cluster: Cluster, peaks: Sequence[int] = ()) -> str:
-    """One sentence about the first device whose memory the plan does not fit in, "" if there is none.
-
-    peaks: `peak_bytes` from who has counted already.
-    """
-    for name, need in zip(plan.devices, peaks or peak_bytes(plan, model), strict=True):
+def shortage(cluster: Cluster, devices: Sequence[str], peaks: Sequence[int]) -> str:
+    """What the first of `devices` is short of that has no room for its `peak_bytes`; "" if there is none."""
+    for name, need in zip(devices, peaks):
         room = usable_bytes(cluster.device(name))
         if need > room:
             return f"{name} needs about {need / 1e9:.1f} GB and has {room / 1e9:.1f} GB to give"
     return ""
+
+
+def remedy(model: Model, job: Job, ranks: int) -> str:
+    """What needs less memory than one of so many devices has."""
+    found = ["a smaller image or batch"]
+    if job.element_bytes > 2:
+        found.append("--dtype float16")
+    if model.borders and ranks > 1:
+        found.append("--scheme asyncdiff --warm chain, in which a device holds the weights of its own stage only")
+    return " or ".join([", ".join(found[:-1]), found[-1]] if found[1:] else found)
 
 
 def parameters(plan: Plan, model: Model, rank: int) -> int:
@@ -86,5 +130,5 @@ def parameters(plan: Plan, model: Model, rank: int) -> int:
 
 def _moved(plan: Plan, model: Model, phase: Phase, rank: int) -> Moved:
     transfers = [op for op in phase.ops[rank] if not isinstance(op, Compute | Wait)]
-    own = sum(own_bytes(model, plan.job, phase, rank, op) for op in transfers)
-    return own, sum(sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers)
+    own = [own_bytes(model, plan.job, phase, rank, op) for op in transfers]
+    return moved(phase.ops[rank], own, [sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers])

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from planner.check import check
 from planner.cluster import Cluster
 from planner.course import Course, performed
-from planner.errors import InputError, PolyrhythmError
+from planner.errors import Infeasible, InputError, PolyrhythmError
 from planner.job import Job
+from planner.memory import remedy, shortage
 from planner.model import Model
 from planner.plan import Plan
 from planner.profile import Profile
@@ -139,6 +140,12 @@ class Performance:
         """What the scheme decided on the way."""
         return list(self.plan.knobs.get("adapted", []))
 
+    @property
+    def shortage(self) -> str:
+        """What a device has no room for, of a simulated plan; "" if all fits."""
+        where, timeline = self.cluster, self.timeline
+        return shortage(where, timeline.devices, timeline.peak_memory_bytes) if where else ""
+
     def links(self) -> tuple[LinkUse, ...]:
         """What went over each link that was shared, the busiest first."""
         rate = {(a, b): link.bytes_per_second for a, b, link in self.cluster.links} if self.cluster else {}
@@ -164,6 +171,8 @@ class Performance:
             document["events_digest"] = self.timeline.events_digest
         if self.outcome:
             document |= self.outcome.to_json()
+        if self.shortage:
+            document["shortage"] = self.shortage
         if self.timeline.seen:
             document["adapted"] = self.adapted
         if self.timeline.carried:
@@ -319,7 +328,10 @@ def plan(
         return _bounded(chosen(model, job, cluster, profile, knobs, wish or Wish()), profile)
     if wish is not None:
         raise UsageError(f"fidelity is weighed where the scheme is chosen; leave out --scheme {scheme}")
-    return _bounded(_priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile), profile)
+    made = _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
+    if short := shortage(cluster, made.plan.devices, made.timeline.peak_memory_bytes):
+        raise Infeasible(f"{scheme}: {short}; give {remedy(model, job, len(cluster.devices))}")
+    return _bounded(made, profile)
 
 
 def pareto(

@@ -88,6 +88,8 @@ def simulate(
             seen=_told(seen),
             repeats=repeats,
         )
+    if done.shortage:
+        _say(f"warning: the plan does not fit in the memory of its devices: {done.shortage}")
     _write(done.timeline, timeline, chrome)
     _write_performed(performed, done, found.cluster)
     return done

@@ -39,5 +39,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.model} {row.width}x{row.height}, {row.steps} steps",
         scheme + ("" if row.knobs == "{}" else f" {row.knobs}"),
         seconds(row.latency_seconds),
-        f"{row.speedup:.2f}",
+        DASH if row.speedup is None else f"{row.speedup:.2f}",
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from importlib.util import find_spec
@@ -288,7 +289,7 @@ def _found(point: Point, profile: Profile | None) -> dict[str, Any]:
     cluster, job = point.cluster, point.job
     cost = Cost(load_model(job.model), job, cluster, profile)
     each = [cost.forward(device.name, cost.height, job.batch * len(job.branches)) for device in cluster.devices]
-    planned = api.plan(cluster, job, point.scheme, profile, **point.knobs)
+    planned, alone = api.plan(cluster, job, point.scheme, profile, **point.knobs), None
     timeline, latency, p95 = planned.timeline, planned.predicted_seconds, None
     low, high = timeline.provenance["interval_seconds"]
     if point.conditions or point.runs > 1:
@@ -298,7 +299,8 @@ def _found(point: Point, profile: Profile | None) -> dict[str, Any]:
         timeline, latency, low, high = done.timeline, done.timeline.latency_seconds, None, None
         if done.outcome and done.outcome.runs:
             (latency, low, high), p95 = done.outcome.runs.mean, done.outcome.runs.quantile(0.95).value
-    alone = api.plan(cluster, job, "single", profile).predicted_seconds
+    with suppress(Infeasible):  # a device alone may not have the memory
+        alone = api.plan(cluster, job, "single", profile).predicted_seconds
     usage, last = timeline.usage(), planned.plan.phases[-1]
     return {
         "status": "ok",
@@ -308,7 +310,7 @@ def _found(point: Point, profile: Profile | None) -> dict[str, Any]:
         "high_seconds": high,
         "p95_seconds": p95,
         "single_seconds": alone,
-        "speedup": alone / latency,
+        "speedup": alone and alone / latency,
         "chosen": planned.plan.scheme,
         "used": planned.plan.ranks,
         "rows": ",".join(str(band.count) for band in last.rows),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from planner import ops as words
 from planner.cost import Cost, nanoseconds
+from planner.memory import Moved, moved
 from planner.model import Model
 from planner.ops import Broadcast, Compute, Gather, Observe, Op, Parcel, Transfer, Wait
 from planner.plan import Phase, Plan, own_bytes, sent_bytes
@@ -44,7 +45,7 @@ class Traffic(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """One beat of `phase`. Per rank: the prices of its ops in their order, bytes received of each peer, bytes moved.
+    """One beat of `phase`. Per rank: the prices of its ops in their order, bytes received of each peer, and kept.
 
     groups: bytes that each member of a group sends in its gathers, which are not in `received`.
     """
@@ -53,7 +54,7 @@ class Beat(NamedTuple):
     prices: list[list[Price]]
     received: list[list[int]]
     groups: dict[tuple[int, ...], list[int]]
-    moved: list[tuple[int, int]]
+    moved: list[Moved]
 
 
 class Prices:
@@ -113,10 +114,11 @@ class Prices:
         shared: dict[Transfer, Traffic] = {}
         ranks = self.plan.ranks
         self._received, self._groups = [[0] * ranks for _ in range(ranks)], dict[tuple[int, ...], list[int]]()
-        self._own, self._got = [0] * ranks, [0] * ranks
+        self._own, self._got = ([list[int]() for _ in range(ranks)] for _ in range(2))
         self._sent: dict[Parcel, tuple[int, ...]] = {}
         prices = [[self._price(phase, rank, op, shared) for op in ops] for rank, ops in enumerate(phase.ops)]
-        return Beat(phase, prices, self._received, self._groups, list(zip(self._own, self._got, strict=True)))
+        kept = [moved(*of_rank) for of_rank in zip(phase.ops, self._own, self._got, strict=True)]
+        return Beat(phase, prices, self._received, self._groups, kept)
 
     def _price(self, phase: Phase, rank: int, op: Op, shared: dict[Transfer, Traffic]) -> Price:
         match op:
@@ -165,9 +167,8 @@ class Prices:
             for peer in words.peers(op, rank)[1]:
                 total[peer] += sent[peer]
                 nbytes += sent[peer]
-        self._got[rank] += nbytes
-        if not isinstance(op, Observe):
-            divided = op.what.divided
-            self._own[rank] += own_bytes(self.model, self.plan.job, phase, rank, op) if divided else sent[rank]
-        label, own, name, channel, _, link, hidden, meetings, crossings = price
-        return Price(label, own, name, channel, nbytes, link, hidden, meetings, crossings)
+        self._got[rank].append(nbytes)
+        apart = isinstance(op, Observe) or op.what.divided
+        self._own[rank].append(own_bytes(self.model, self.plan.job, phase, rank, op) if apart else sent[rank])
+        label, post, name, channel, _, link, hidden, meetings, crossings = price
+        return Price(label, post, name, channel, nbytes, link, hidden, meetings, crossings)

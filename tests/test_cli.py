@@ -140,6 +140,26 @@ def test_plan_is_written_and_shown_as_a_grid(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_what_does_not_fit_is_no_plan_but_may_be_simulated(tmp_path):
+    flux = ["--model", "flux-dev", "--steps", "2"]
+    message = document("plan", "--devices", "rtx-3090", *flux, "--scheme", "single", code=4)["error"]["message"]
+    short = "rtx-3090 needs about 24.1 GB and has 23.7 GB to give"
+    assert message == f"single: {short}; give a smaller image or batch"
+    assert f"(single: {short})" in document("plan", "--devices", "rtx-3090", *flux, code=4)["error"]["message"]
+    pr_run("plan", "--devices", "rtx-5090", *flux, "--scheme", "single", "-o", tmp_path / "plan.json")
+    assert "shortage" not in document("simulate", tmp_path / "plan.json")
+    smaller = ["--cluster", tmp_path / "small.toml"]
+    (tmp_path / "small.toml").write_text('[[devices]]\nname = "rtx-5090"\nbase = "rtx-3090"\n')
+    short = short.replace("rtx-3090", "rtx-5090")
+    assert document("simulate", tmp_path / "plan.json", *smaller)["shortage"] == short
+    assert f"does not fit in the memory of its devices: {short}" in pr_run("simulate", tmp_path / "plan.json", *smaller).stderr
+    (tmp_path / "grid.toml").write_text(
+        '[[cluster]]\ndevices = "rtx-3090"\n[[job]]\nmodel = "flux-dev"\n[[scheme]]\nname = "single"\n'
+    )
+    (row,) = document("sweep", tmp_path / "grid.toml", "-o", tmp_path / "r.csv", "--processes", 1)["rows"]
+    assert (row["status"], row["reason"]) == ("infeasible", message)
+
+
 def test_auto_is_labelled():
     told = pr_run("plan", *TWO).stdout
     assert "auto: the fastest of these by simulation" in told and "distrifusion" in told

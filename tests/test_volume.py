@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
 from planner.job import Job
+from planner.memory import held_bytes, peak_bytes
 from planner.model import Model, Part, Stop
 from planner.schemes.cfg import cfg
 from planner.schemes.distrifusion import distrifusion
+from planner.schemes.ring import ring
 from planner.schemes.single import single
 from planner.schemes.stadi import stadi
 from planner.volume import volume
+from sim.run import run
 
 MODEL = Model(
     "toy",
@@ -78,8 +83,7 @@ def test_a_beat_is_averaged_over_its_steps():
 
 
 def test_held_bytes_by_hand() -> None:
-    """Weights alone on one device; on two, own parcels once and the neighbour's twice (it lives until its successor)."""
-    from planner.memory import held_bytes
+    """Weights alone on one device; on two, own parcels once and the neighbour's once, as it is waited for on the spot."""
     from planner.plan import parcel_bytes
     from planner.schemes import SCHEMES
     from traces.store import cluster_from_flags, load_model
@@ -92,10 +96,25 @@ def test_held_bytes_by_hand() -> None:
     assert held_bytes(next(SCHEMES["single"](job, model, cluster, cost)), model) == (weights,)
     plan = next(SCHEMES["cfg"](job, model, cluster, cost))
     noise = 4 * 128 * 128 * 2
-    assert held_bytes(plan, model) == (weights + 3 * noise,) * 2
+    assert held_bytes(plan, model) == (weights + 2 * noise,) * 2
     assert parcel_bytes(model, job, plan.phases[0], 0, plan.phases[0].ops[0][1].what) == noise
-    held, predicted = (
-        held_bytes(next(SCHEMES["distrifusion"](job, model, cluster, cost, context=context)), model)[0] - weights
-        for context in ("hold", "predict")
-    )
-    assert 3 * predicted == 4 * held  # the two bands are equal: own once, the other's three times, not two
+
+
+def test_context_is_held_as_often_as_it_is_used() -> None:
+    """Two bands of 8 rows: own once and the other's once if fresh, twice if stale, three times if predicted."""
+    context, noise = HALO + STAT + 8 * KV_ROW, 8 * NOISE_ROW
+    fresh = plan(distrifusion, (1, 1), mode="full_sync")
+    assert held_bytes(fresh, MODEL) == (2 * context + 2 * noise,) * 2
+    assert held_bytes(plan(distrifusion, (1, 1), context="hold"), MODEL) == (3 * context + 2 * noise,) * 2
+    assert held_bytes(plan(distrifusion, (1, 1), context="predict"), MODEL) == (4 * context + 3 * noise,) * 2
+
+
+def test_keys_that_go_round_are_dropped_after_each_attention() -> None:
+    """Four bands of 4 rows, two attentions: own keys of both, the others' of one."""
+    twice = replace(MODEL, stops=(*MODEL.stops[:4], *MODEL.stops[3:]), parts=(Part(per_own=1e3),) * 6)
+    devices = tuple(Device(f"d{i}", "kind", flops_per_second=1e9) for i in range(4))
+    cluster = Cluster.all_to_all(devices, Link("wire", 1e9, 1e-6))
+    made = next(ring(JOB, twice, cluster, Cost(twice, JOB, cluster)))
+    assert held_bytes(made, twice) == (4 * (HALO + STAT) + (2 * 4 + 12) * KV_ROW + 16 * NOISE_ROW,) * 4
+    timeline = run(made, twice, cluster)
+    assert timeline.peak_memory_bytes == peak_bytes(made, twice)  # the simulator counts on the way
