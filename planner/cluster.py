@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import Infeasible, InputError
@@ -12,12 +13,23 @@ from planner.errors import Infeasible, InputError
 if TYPE_CHECKING:
     import networkx
 
+LEAST_RATE, MOST_LATENCY = 1.0, 1e6  # bytes per second, seconds: what is slower is no link
+NUMBERS = (
+    "flops_per_second",
+    "float32_flops_per_second",
+    "memory_bytes",
+    "memory_bytes_per_second",
+    "launch_seconds",
+    "power_watts",
+)
+
 
 @dataclass(frozen=True)
 class Device:
     """One device. `kind` is its name in the catalogue or in a profile (equal kinds share measurements).
 
-    flops_per_second: dense matrix peak at the usual dtype; efficiency: share of it that a whole forward reaches until
+    flops_per_second: dense matrix peak at the usual dtype; float32_flops_per_second: at float32, 0 if it is the same;
+    bfloat16: false if that goes at the rate of float32; efficiency: share of the peak that a whole forward reaches until
     measured; launch_seconds: per kernel; occupancy: share taken by other people's work, 0 to <1; power_watts: board
     power under load. Numbers of a device that was only ever measured may be zero.
     """
@@ -32,12 +44,22 @@ class Device:
     occupancy: float = 0.0
     power_watts: float = 0.0
     source: str = ""
+    float32_flops_per_second: float = 0.0
+    bfloat16: bool = True
 
     def __post_init__(self) -> None:
+        for name in NUMBERS:
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(f"device {self.name}: {name} must be finite and at least 0, not {getattr(self, name)}")
         if not 0 <= self.occupancy < 1:
             raise InputError(f"device {self.name}: occupancy must be at least 0 and below 1, not {self.occupancy}")
         if not 0 < self.efficiency <= 1:
             raise InputError(f"device {self.name}: efficiency must be above 0 and at most 1, not {self.efficiency}")
+
+    def peak(self, dtype: str) -> float:
+        """Dense matrix peak in FLOPs per second at the dtype of a job."""
+        whole = dtype == "float32" or (dtype == "bfloat16" and not self.bfloat16)
+        return (self.float32_flops_per_second if whole else 0.0) or self.flops_per_second
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,10 @@ class Link:
     half_duplex: bool = False
 
     def __post_init__(self) -> None:
-        if not self.bytes_per_second > 0 or not self.latency_seconds >= 0:
-            raise InputError(f"link {self.kind}: needs bytes_per_second above 0 and latency_seconds of at least 0")
+        if not LEAST_RATE <= self.bytes_per_second < inf:
+            raise InputError(f"link {self.kind}: bytes_per_second must be finite and at least 1, not {self.bytes_per_second}")
+        if not 0 <= self.latency_seconds <= MOST_LATENCY:
+            raise InputError(f"link {self.kind}: latency_seconds must be 0 to {MOST_LATENCY:g}, not {self.latency_seconds}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from functools import cached_property
 from itertools import accumulate
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
 from planner import pieces
@@ -298,6 +298,6 @@ def _messages(plan: Plan, pairs: Pairs) -> list[tuple[str, str, float]]:
 
 def nanoseconds(seconds: float) -> int:
     """Whole nanoseconds, the simulator's unit; InputError for what is no duration (NaN would stop the clock)."""
-    if not (isfinite(seconds) and seconds >= 0):
+    if not 0 <= seconds * 1e9 < inf:
         raise InputError(f"{seconds} seconds is not a duration; check the profile and the cluster's numbers")
     return round(seconds * 1e9)

@@ -160,21 +160,21 @@ def transferred(profile: Profile, model: Model, job: Job, device: Device, shape:
     logs = [log(f.sums[-1] * own / _roofline(model, job, other, shape)[-1]) for other, f in known if f.sums[-1] > 0]
     whole = exp(sum(logs) / len(logs)) if logs else 0.0
     # Several measured devices may disagree about who is faster; the datasheets' order must hold all the same.
-    whole = max([whole, *(f.sums[-1] for other, f in known if _dominates(other, device))])
-    whole = min([whole, *(f.sums[-1] for other, f in known if _dominates(device, other))])
-    _, nearest = min(known, key=lambda pair: abs(log(_reach(pair[0]) / _reach(device))))
+    whole = max([whole, *(f.sums[-1] for other, f in known if _dominates(other, device, job.dtype))])
+    whole = min([whole, *(f.sums[-1] for other, f in known if _dominates(device, other, job.dtype))])
+    _, nearest = min(known, key=lambda pair: abs(log(_reach(pair[0], job.dtype) / _reach(device, job.dtype))))
     factor = whole / nearest.sums[-1] if nearest.sums[-1] > 0 else 1.0
     return Forward([factor * t for t in nearest.sums], "transferred", widened(nearest.spread, TRANSFERRED))
 
 
-def _dominates(a: Device, b: Device) -> bool:
+def _dominates(a: Device, b: Device, dtype: str) -> bool:
     """Whether nothing of `a` is worse than `b`'s, by the datasheets."""
     memory = (a.memory_bytes_per_second or inf) >= (b.memory_bytes_per_second or inf)
-    return _reach(a) >= _reach(b) and memory and a.launch_seconds <= b.launch_seconds
+    return _reach(a, dtype) >= _reach(b, dtype) and memory and a.launch_seconds <= b.launch_seconds
 
 
-def _reach(device: Device) -> float:
-    return device.flops_per_second * device.efficiency
+def _reach(device: Device, dtype: str) -> float:
+    return device.peak(dtype) * device.efficiency
 
 
 def datasheet(model: Model, job: Job, device: Device, shape: Shape) -> Forward:
@@ -189,7 +189,7 @@ def datasheet(model: Model, job: Job, device: Device, shape: Shape) -> Forward:
 
 def _roofline(model: Model, job: Job, device: Device, shape: Shape) -> list[float]:
     """Per part the larger of FLOPs over the reachable rate and weight bytes over the memory rate, plus launches."""
-    rate, memory = _reach(device), device.memory_bytes_per_second or inf
+    rate, memory = _reach(device, job.dtype), device.memory_bytes_per_second or inf
     seconds = [0.0]
     for part in model.parts:
         weights = part.parameters * job.element_bytes / memory

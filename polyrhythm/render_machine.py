@@ -55,10 +55,11 @@ def _number(value: float | None, unit: float, text: str) -> str:
 
 _SECTIONS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
     "devices": (
-        ("name", "peak", "memory", "memory rate", "power", "slot", "confidence"),
+        ("name", "peak", "float32", "memory", "memory rate", "power", "slot", "confidence"),
         lambda e: (
             e["name"],
             _number(e.get("flops_per_second"), 1e12, "TFLOP/s"),
+            _number(e.get("float32_flops_per_second"), 1e12, "TFLOP/s"),
             _number(e.get("memory_gib"), 1, "GiB"),
             _number(e.get("memory_bytes_per_second"), 1e9, "GB/s"),
             _number(e.get("power_watts"), 1, "W"),

@@ -63,6 +63,7 @@ def faster_devices(cluster: Cluster, profile: Profile, kind: str, factor: float 
         return replace(
             old,
             flops_per_second=old.flops_per_second * factor,
+            float32_flops_per_second=old.float32_flops_per_second * factor,
             memory_bytes_per_second=old.memory_bytes_per_second * factor,
             launch_seconds=old.launch_seconds / factor,
         )

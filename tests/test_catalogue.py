@@ -20,7 +20,7 @@ def test_every_entry_says_where_its_numbers_come_from(entries):
 
 def test_no_unknown_words():
     device = {"flops_per_second", "matmul_flops_per_second", "memory_gib", "memory_bytes_per_second", "power_watts"}
-    device |= SAID | {"efficiency", "host_link", "peer_link", "note"}
+    device |= SAID | {"float32_flops_per_second", "bfloat16", "efficiency", "host_link", "peer_link", "note"}
     link = {"bytes_per_second", "latency_seconds", "spec_bytes_per_second", "copy_bytes_per_second", "note"} | SAID
     assert all(entry.keys() <= device for entry in catalogue.device_entries().values())
     assert all(entry.keys() <= link for entry in catalogue.link_entries().values())
@@ -36,6 +36,13 @@ def test_devices_are_physical():
         assert 50 <= device.power_watts <= 1500, name
         # a product never reaches the dense peak; one that does was a sparse or fp16-accumulate figure
         assert entry.get("matmul_flops_per_second", 0) < device.flops_per_second, name
+
+
+def test_float32_is_slower_and_so_is_bfloat16_without_units_for_it():
+    for name, device in catalogue.devices().items():
+        assert 0 < device.peak("float32") < device.peak("float16") == device.flops_per_second, name
+        old = name.startswith(("rtx-2080", "t4", "v100"))
+        assert device.peak("bfloat16") == device.peak("float32" if old else "float16"), name
 
 
 def test_links_are_one_way_and_no_faster_than_their_spec():
@@ -75,7 +82,7 @@ def test_what_a_device_names_is_there():
 )
 def test_newer_is_not_slower(family):
     for older, newer in pairwise(map(catalogue.device, family)):
-        assert older.flops_per_second <= newer.flops_per_second
+        assert older.flops_per_second <= newer.flops_per_second and older.peak("float32") <= newer.peak("float32") * 1.05
     for older, newer in pairwise(catalogue.device(name) for name in family if name != "l4"):
         assert older.memory_bytes_per_second <= newer.memory_bytes_per_second
 
@@ -119,6 +126,7 @@ def test_newer_links_are_faster(family):
 def test_numbers_that_users_know():
     assert catalogue.device("rtx-3090").memory_bytes == 24 * 2**30
     assert catalogue.device("a100-80-sxm").flops_per_second == 312e12
+    assert catalogue.device("a100-80-sxm").float32_flops_per_second == 19.5e12
     assert catalogue.device("h200-sxm").memory_bytes_per_second == 4.8e12
     assert catalogue.link("gloo").latency_seconds == 60e-6 and catalogue.link("gloo").bytes_per_second == 2.3e9
 

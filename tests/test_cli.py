@@ -140,6 +140,19 @@ def test_plan_is_written_and_shown_as_a_grid(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ("bytes_per_second = 1e-300\nlatency_seconds = 0", "10:1 links[0].bytes_per_second: should be greater than or equal to 1"),
+        ("bytes_per_second = 1e9\nlatency_seconds = 1e300", "11:1 links[0].latency_seconds: should be less than or equal to"),
+    ],
+)
+def test_a_link_that_takes_for_ever_is_none(numbers, said, tmp_path):
+    text = "".join(f'[[devices]]\nname = "{name}"\nbase = "rtx-3090"\n' for name in "ab")
+    (tmp_path / "c.toml").write_text(f'{text}[[links]]\nbetween = ["a", "b"]\nkind = "string"\n{numbers}\n')
+    assert said in document("plan", "--cluster", tmp_path / "c.toml", "--model", "sdxl", code=3)["error"]["message"]
+
+
 def test_what_does_not_fit_is_no_plan_but_may_be_simulated(tmp_path):
     flux = ["--model", "flux-dev", "--steps", "2"]
     message = document("plan", "--devices", "rtx-3090", *flux, "--scheme", "single", code=4)["error"]["message"]

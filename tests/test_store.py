@@ -1,6 +1,7 @@
 """Files of ours: what is saved loads again; whatever else is in a file, the answer is one sentence that says where."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -171,6 +172,22 @@ def test_what_json_we_refuse_and_where(text, said, tmp_path):
     with pytest.raises(InputError) as error:
         files.read_json(tmp_path / "file.json")
     assert str(error.value).startswith(f"{tmp_path / 'file.json'}:{said}")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: Device("d", "x", flops_per_second=math.nan), "device d: flops_per_second must be finite and at least 0, not nan"),
+        (lambda: Device("d", "x", memory_bytes=-1), "device d: memory_bytes must be finite and at least 0, not -1"),
+        (lambda: Link("x", math.inf, 0), "link x: bytes_per_second must be finite and at least 1, not inf"),
+        (lambda: Link("x", 1e-300, 0), "link x: bytes_per_second must be finite and at least 1, not 1e-300"),
+        (lambda: Link("x", 1, math.nan), "link x: latency_seconds must be 0 to 1e+06, not nan"),
+    ],
+)
+def test_numbers_that_no_device_and_no_link_has(made, said):
+    with pytest.raises(InputError) as error:
+        made()
+    assert str(error.value).startswith(said)
 
 
 def test_text_we_cannot_read(tmp_path):

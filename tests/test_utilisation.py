@@ -132,6 +132,20 @@ def test_a_faster_device_is_never_predicted_slower(known, one, other):
         assert whole(profile, device("new", one), 8)[0] <= min(beaten) * (1 + 1e-9)
 
 
+def test_float32_takes_as_long_as_its_own_peak_says():
+    """10 times the FLOPs a second in half precision; a device of which one number is known has that at any dtype."""
+    half, whole_ = replace(JOB, dtype="float16"), replace(JOB, dtype="float32")
+    own = Device("d", "gpu", 1e12, launch_seconds=0.0, float32_flops_per_second=1e11)
+
+    def seconds(device, job):
+        return forward(Profile(), MODEL, job, device, 8, 1).sums[-1]
+
+    assert seconds(own, whole_) == pytest.approx(10 * seconds(own, half))
+    assert seconds(own, replace(JOB, dtype="bfloat16")) == seconds(own, half)
+    assert seconds(replace(own, bfloat16=False), replace(JOB, dtype="bfloat16")) == seconds(own, whole_)
+    assert seconds(replace(own, float32_flops_per_second=0.0), whole_) == seconds(own, half)
+
+
 def test_intervals_widen_with_what_is_not_known():
     assert widened((0.97, 1.03), 0.04) == pytest.approx((0.95, 1.05))
     measured = table((2, 4, 8), (2.0, 4.0, 8.0), error=0.02, spread=(0.99, 1.01))

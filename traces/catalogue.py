@@ -14,7 +14,8 @@ DATA = Path(__file__).parent / "data"
 GIB = 2**30
 
 # What an entry says beyond the fields of `Device` and `Link`.
-_DEVICE_FIELDS = ("flops_per_second", "memory_bytes_per_second", "power_watts", "efficiency", "source")
+_DEVICE_FIELDS = ("flops_per_second", "float32_flops_per_second", "bfloat16", "memory_bytes_per_second", "power_watts")
+_DEVICE_FIELDS += ("efficiency", "source")
 _LINK_FIELDS = ("bytes_per_second", "latency_seconds", "source")
 
 
@@ -74,4 +75,4 @@ def _device(kind: str, entry: dict[str, Any]) -> Device:
 
 
 def _only(entry: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    return {k: entry[k] if k == "source" else float(entry[k]) for k in fields if k in entry}
+    return {k: entry[k] if isinstance(entry[k], str | bool) else float(entry[k]) for k in fields if k in entry}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from planner.cluster import Cluster, Device, Link
+from planner.cluster import LEAST_RATE, MOST_LATENCY, Cluster, Device, Link
 from planner.errors import InputError
 from traces import catalogue
 from traces.clusters import MAX_DEVICES, common_link, device_of_kind, is_cpu
@@ -36,6 +36,8 @@ class DeviceEntry(Entry):
     base: str | None = None
     kind: Name | None = None
     flops_per_second: NotNegative | None = None
+    float32_flops_per_second: NotNegative | None = None
+    bfloat16: bool | None = None
     memory_gib: Positive | None = None
     memory_bytes: NotNegative | None = None
     memory_bytes_per_second: NotNegative | None = None
@@ -77,8 +79,8 @@ class LinkEntry(Entry):
     between: Annotated[list[Name], Field(min_length=2, max_length=2)]
     base: str | None = None
     kind: Name | None = None
-    bytes_per_second: Positive | None = None
-    latency_seconds: NotNegative | None = None
+    bytes_per_second: Annotated[float, Field(ge=LEAST_RATE, allow_inf_nan=False)] | None = None
+    latency_seconds: Annotated[float, Field(ge=0, le=MOST_LATENCY)] | None = None
     half_duplex: bool | None = None
     source: str | None = None
 
@@ -157,6 +159,7 @@ def _limited(device: Device, limit: float, keep_kind: bool) -> Device:
         device,
         kind=device.kind if keep_kind else f"{device.kind}@{limit:g}w",
         flops_per_second=device.flops_per_second * limit / device.power_watts,
+        float32_flops_per_second=device.float32_flops_per_second * limit / device.power_watts,
         power_watts=limit,
         source=f"{device.source}; peak scaled by power limit {limit:g} W / {device.power_watts:g} W".removeprefix(
             "; "
