@@ -49,8 +49,9 @@ def performance(result: Performance, console: Console) -> None:
 
 def _outcome(result: Outcome, console: Console) -> None:
     survived = result.survived
-    for failed, plan in zip(survived.failures, survived.plans[1:]) if survived else ():
-        print(f"{failed.fault}: {failed.step} steps done; went on with {plan.scheme} on {', '.join(plan.devices)}")
+    for failed, done, begun, plan in survived.told if survived else ():
+        who = f"{plan.scheme} on {', '.join(plan.devices)}"
+        print(f"{failed.fault}: {done} steps done; went on at {seconds(begun)} with {who}")
     if result.runs:
         rows = [("mean", *_interval(result.runs.mean))]
         rows += [(f"p{100 * level:g}", *_interval(result.runs.quantile(level))) for level in (0.5, 0.95, 0.99)]

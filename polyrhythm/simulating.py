@@ -25,7 +25,7 @@ from traces.store import load_model
 
 @dataclass(frozen=True)
 class Outcome:
-    """timeline: of the first run (after a fault, of the last plan); runs: if there were several; survived: the faults."""
+    """timeline: of the first run (after faults, of all plans); runs: if there were several; survived: the faults."""
 
     timeline: Timeline
     runs: Runs | None = None
@@ -38,10 +38,11 @@ class Outcome:
                 {
                     "cause": str(failed.fault),
                     "at_seconds": failed.at_seconds,
-                    "steps_done": failed.step,
+                    "steps_done": done,
+                    "went_on_at_seconds": begun,
                     "went_on_with": {"scheme": plan.scheme, "devices": list(plan.devices)},
                 }
-                for failed, plan in zip(self.survived.failures, self.survived.plans[1:], strict=True)
+                for failed, done, begun, plan in self.survived.told
             ]
         return document
 
@@ -81,7 +82,7 @@ def under(
 
         found = going_on(plan, lambda what, begin: simulated(what, begin, number), again)
         survived.append(found)
-        return found.last
+        return found.timeline
 
     timeline, repeated = repeat(once, runs, seed)
     return Outcome(timeline, repeated if runs > 1 else None, survived[0] if survived else None)

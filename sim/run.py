@@ -27,15 +27,15 @@ from planner.course import Course
 from planner.errors import PlanError, RankStalled
 from planner.memory import peak_bytes
 from planner.model import Model
-from planner.ops import SECONDS, Compute, Observe, Wait
-from planner.plan import Phase, Plan
+from planner.ops import SECONDS, Compute, Observe, Wait, label
+from planner.plan import Phase, Plan, received_bytes
 from planner.profile import Profile
 from planner.routes import Hop
 from planner.timeline import Event, Timeline
 from sim.channels import Channels, Turn
 from sim.clock import Clock
 from sim.core import Core
-from sim.faults import explain
+from sim.faults import FOR_EVER, explain
 from sim.load import Speed, Stopped
 from sim.network import Network
 from sim.prices import Price, Prices
@@ -115,7 +115,10 @@ def run(
         try:
             return perform(course, prices, around, network, clock)
         except Stuck as stuck:
-            raise explain(stuck.waiting, stuck.stopped, conditions, course.plan, network) or stuck from None
+            failed = explain(stuck.waiting, stuck.stopped, conditions, course.plan, network)
+            if failed:
+                failed.before = _until(stuck, course.plan, model)
+            raise failed or stuck from None
 
     if conditions or load or watch or course.plan.recipe:
         logs = performed(course)
@@ -128,6 +131,23 @@ def run(
     return Timeline("simulated", done.digest, devices, events, received, said, memory, carried, course.seen)
 
 
+def _until(stuck: Stuck, plan: Plan, model: Model) -> Timeline:
+    """What was performed when nothing more could happen; who waits does so for ever."""
+    events, received = list[Event](), dict[int, dict[int, int]]()
+    for rank, log in enumerate(stuck.logs):
+        done = [(phase, op, event) for (phase, _, op), event in zip(plan.walk(rank), log) if event is not _UNFINISHED]
+        events += [event for *_, event in done]
+        peers = received[rank] = defaultdict[int, int](int)
+        for phase, op, _ in done:
+            for peer, nbytes in received_bytes(model, plan.job, phase, rank, op).items():
+                peers[peer] += nbytes
+        if rank in stuck.waiting:
+            step, turn = stuck.waiting[rank]
+            since = max((event.end_ns for *_, event in done), default=turn.posted_ns)
+            events.append(Event(rank, "wait", label(Wait(turn.price.name), step), step, since, FOR_EVER))
+    return Timeline("simulated", plan.digest, plan.devices, events, received, {}, peak_bytes(plan, model))
+
+
 class Priced(Protocol):
     """What ops cost: `Prices`, or what a recording says."""
 
@@ -135,11 +155,14 @@ class Priced(Protocol):
 
 
 class Stuck(PlanError):
-    """Nothing more can happen. waiting: of ranks that are not done; stopped: of ranks whose device never goes on."""
+    """Nothing more can happen. waiting: of ranks that are not done; stopped: of ranks whose device never goes on.
 
-    def __init__(self, waiting: Waiting, stopped: Stops) -> None:
+    logs: the events of each rank until then.
+    """
+
+    def __init__(self, waiting: Waiting, stopped: Stops, logs: list[list[Event]]) -> None:
         super().__init__(_deadlock(waiting))
-        self.waiting, self.stopped = waiting, stopped
+        self.waiting, self.stopped, self.logs = waiting, stopped, logs
 
 
 def perform(
@@ -171,7 +194,7 @@ def perform(
         if finished.triggered:
             raise
         alive = [rank for rank, process in enumerate(processes) if process.is_alive]
-        raise Stuck({rank: waiting[rank] for rank in alive if rank not in stopped}, stopped) from error
+        raise Stuck({rank: waiting[rank] for rank in alive if rank not in stopped}, stopped, logs) from error
     return logs
 
 

@@ -511,6 +511,12 @@ def test_simulate_under_conditions(tmp_path):
     found = document("simulate", *words, "--survive", "--runs", "4")
     assert found["failures"][0]["cause"] == "rtx-3090 dies at 1.5 s"
     assert found["failures"][0]["went_on_with"]["devices"] == ["rtx-5090"]
+    assert found["failures"][0]["went_on_at_seconds"] == 2.5
+    left, dead = found["devices"]
+    assert (left["name"], dead["name"]) == ("rtx-5090", "rtx-3090")
+    assert left["busy_seconds"] + left["waiting_seconds"] == pytest.approx(found["latency_seconds"], rel=0.01)
+    assert dead["busy_seconds"] + dead["waiting_seconds"] == pytest.approx(1.5, abs=0.1)
+    assert dead["received_bytes"] > 0 and left["received_bytes"] > 0
     assert (found["runs"]["count"], found["runs"]["seed"]) == (4, 3)
     assert found == document("simulate", *words, "--survive", "--runs", "4")
     shown = pr_run("simulate", *words, "--survive", "--runs", "4").stdout

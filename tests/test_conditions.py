@@ -262,12 +262,40 @@ def test_going_on_after_a_fault():
     assert 0 < step < steps == 8
     assert done.seconds == pytest.approx(300e-9 + 1e-6 + (8 - step) * 40e-9)
     assert [failed.device for failed in done.failures] == ["d1"]
+    dead, left = done.timeline.usage()[1], done.timeline.usage()[0]
+    assert done.timeline.devices == ("d0", "d1") and done.timeline.latency_seconds == done.seconds
+    assert left["busy_seconds"] + left["waiting_seconds"] == pytest.approx(done.seconds)  # starting transfers is free here
+    assert 310e-9 > dead["busy_seconds"] + dead["waiting_seconds"] > 200e-9
+    assert dead["received_bytes"] == left["sent_bytes"] > 0
 
     def hopeless(failed, before):
         raise PlanError("no")
 
     with pytest.raises(Failed, match="d1 dies"):
         survive(whole, perform, hopeless)
+
+
+def test_deaths_are_told_for_the_whole_image():
+    """40 ns a step: 7, 30 and 12 are done before each device dies; a plan counts its own from 0."""
+    where = cluster(1, 1, 1)
+    devices = {"d0": 300e-9, "d1": 2500e-9, "d2": 4000e-9}
+    met = Conditions(fault=tuple(Fault(name, "dies", at) for name, at in devices.items()))
+
+    def perform(what, begin):
+        return run(what, MODEL, where, conditions=met, begin_seconds=begin)
+
+    def replan(failed, before):
+        left = tuple(name for name in devices if devices[name] > failed.at_seconds)
+        if not left:
+            raise PlanError("no device is left")
+        return replace(alone(before.steps - failed.step), devices=left[:1])
+
+    def alone(steps):
+        return plan(phase((compute(0, 5),), rows=(ALL,), beats=steps))
+
+    with pytest.raises(Failed, match=r"d2 dies .* ended in step 12 at `C 0-5 s12`, of the plan that went on after 37 steps") as told:
+        survive(alone(60), perform, replan, detect_seconds=1e-6)
+    assert told.value.step == 49
 
 
 def test_speed_at_its_limits():
