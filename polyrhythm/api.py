@@ -327,7 +327,8 @@ def plan(
         check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
         return _bounded(chosen(model, job, cluster, profile, knobs, wish or Wish()), profile)
     if wish is not None:
-        raise UsageError(f"fidelity is weighed where the scheme is chosen; leave out --scheme {scheme}")
+        what = " and ".join(wish.given) or "a wish"
+        raise UsageError(f"{what} goes with --scheme auto, where plans are chosen; leave out --scheme {scheme}")
     made = _priced(_made(scheme, knobs, model, job, cluster, profile), model, cluster, profile)
     if short := shortage(cluster, made.plan.devices, made.timeline.peak_memory_bytes):
         raise Infeasible(f"{scheme}: {short}; give {remedy(model, job, len(cluster.devices))}")

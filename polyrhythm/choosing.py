@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from math import inf
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from polyrhythm import planfile
 from polyrhythm.plots import plotted
 from sim.run import run as perform
 from traces.hints import unknown
+from traces.prices_file import check_hourly
 from traces.store import known_fidelity, load_model
 
 FEWER_STEPS = ("never", "truer", "faster")
@@ -49,8 +50,14 @@ class Wish:
     hourly: tuple[float, ...] | None = None
     table: Fidelity | None = None
 
+    @property
+    def given(self) -> list[str]:
+        """The flags that say what is not as usual."""
+        names = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        return [f"--{'calibration' if name == 'table' else name.replace('_', '-')}" for name in names]
+
     def rule(self, cost: Cost) -> Rule:
-        """InputError for a word that is none of those, and for an objective of which nothing is known."""
+        """InputError for a word that is none of those, a number that is none, and an objective of which nothing is known."""
         for name, value, known in (
             ("fidelity", self.fidelity, list(LEVELS)),
             ("fewer-steps", self.fewer_steps, list(FEWER_STEPS)),
@@ -58,6 +65,10 @@ class Wish:
         ):
             if value is not None and value not in known:
                 raise InputError(unknown(name, value, known))
+        if self.min_psnr is not None and not isfinite(self.min_psnr):
+            raise InputError(f"min-psnr: give a finite number of dB, not {self.min_psnr}")
+        if self.hourly is not None:
+            check_hourly(self.hourly, len(cost.cluster.devices))
         floor = LEVELS[self.fidelity or LEVEL] if self.min_psnr is None else self.min_psnr
         exact = self.fidelity == "strict" and self.min_psnr is None
         return Rule(floor, exact, self.fewer_steps or "never", self.weights(cost))
@@ -78,7 +89,7 @@ class Wish:
                 raise InputError(f"objective energy: power_watts of {dark.name} is not known; give it in a cluster file")
             return {device.name: device.power_watts for device in devices}
         if self.objective == "money":
-            if self.hourly is None or len(self.hourly) != len(devices) or min(self.hourly) < 0:
+            if self.hourly is None:
                 raise InputError(f"objective money: give --hourly, dollars an hour for each of {len(devices)} devices")
             return {device.name: rate / 3600 for device, rate in zip(devices, self.hourly, strict=True)}
         items = cost.job.batch * len(cost.job.branches)

@@ -242,8 +242,8 @@ def judge(
     p95 = way.p95
     if p95 is None or p95.high is None or not p95.high <= target.p95_seconds:
         said = "nobody is served" if p95 is None else f"p95 {p95.value:.3g} s, perhaps {p95.high:.3g}"
-        return Verdict(candidate, False, f"{said} ({rate / way.capacity_per_minute:.0%} load)", most, way)
-    return Verdict(candidate, True, "", most, way)
+        return Verdict(candidate, False, f"{said} ({rate / way.capacity_per_minute:.0%} load)", way.capacity_per_minute, way)
+    return Verdict(candidate, True, "", way.capacity_per_minute, way)
 
 
 def _able(prices: Prices, workload: Workload, tried: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:

@@ -34,8 +34,12 @@ def served(result: Served, console: Console) -> None:
     _classes(result, console)
     _devices(result, console)
     _queue(result)
-    if result.way.sustained_per_minute is not None:
-        print(f"with the p95 that is asked for: up to {result.way.sustained_per_minute:.3g} per minute")
+    sustained = result.way.sustained_per_minute
+    if sustained:
+        print(f"with the p95 that is asked for: up to {sustained:.3g} per minute")
+    elif sustained is not None:
+        least = min(service.seconds for _, service in result.services if service.seconds)
+        print(f"with the p95 that is asked for: none at all, for one image alone takes {seconds(least)}")
     if result.considered:
         ranked = sorted(result.considered, key=lambda way: (not way.runs, way is not result.way))
         columns = ("grouping", "at most", "with the p95 asked for", "p95", "on time", "")

@@ -18,6 +18,7 @@ from sim.runs import Estimate
 from sim.serve import Log
 from sim.serve import serve as simulated
 from sim.served import LEVELS, Figures, figures, over, queue_over_time
+from traces.prices_file import check_hourly
 
 RUNS = 5
 SUSTAINED = 3  # runs of each rate, where the largest is looked for
@@ -184,8 +185,8 @@ def serve(
     also look for the largest rate that keeps to so many seconds. Raises Infeasible where a class cannot be made,
     InputError for what does not fit together, and as `plan`.
     """
-    if hourly is not None and (len(hourly) != len(cluster.devices) or not all(0 <= price < inf for price in hourly)):
-        raise InputError(f"hourly: give dollars an hour for each of the {len(cluster.devices)} devices")
+    if hourly is not None:
+        check_hourly(hourly, len(cluster.devices))
     services = planning if isinstance(planning, Services) else Services(planning, progress)
     prices = services.prices(cluster, workload.classes)
     tried = ways(cluster) if FOUND in rules.groupings else [rules.groupings]

@@ -415,6 +415,7 @@ def test_split_1_1_moves_what_cfg_moves():
         ({"split": (2, 0)}, "at least one rank"),
         ({"allowed": (2, 4)}, "include 1"),
         ({"thresholds": (0.2, 0.5)}, "second <= first"),
+        ({"price": float("inf")}, "price must be finite and at least 0, not inf"),
     ],
 )
 def test_refusals(knobs, said):

@@ -3,11 +3,12 @@
 from itertools import product
 
 import pytest
+from rich.console import Console
 
 from planner.errors import Infeasible, InputError
 from planner.workload import Arrivals, RequestClass, Rules, State, Workload, grouping
-from polyrhythm import api
-from polyrhythm.recommending import Target, candidates, recommend
+from polyrhythm import api, render_serve
+from polyrhythm.recommending import Candidate, Target, candidates, judge, recommend
 from polyrhythm.services import Planning, Services, alike
 from polyrhythm.serving import serve, ways
 from tests.test_cli import TWO, document, pr_run
@@ -111,13 +112,16 @@ def test_overload_is_told():
     assert found.dollars == pytest.approx(per_image) and found.joules == pytest.approx(70 * alone("t4"), rel=1e-6)
 
 
-def test_the_rate_that_keeps_to_a_p95():
+def test_the_rate_that_keeps_to_a_p95(capsys):
     where, image = cluster_from_flags("t4"), alone("t4")
     found = serve(where, workload(30 / image), Rules(("each",)), p95=3 * image, runs=1)
     rate = found.way.sustained_per_minute
     p95 = [serve(where, workload(rate * f), Rules(("each",)), runs=3).way.p95.value / image for f in (0.95, 1.0, 1.05)]
     assert p95[0] < 3 and p95[1] <= 3 < p95[2]
-    assert serve(where, workload(30 / image), Rules(("each",)), p95=0.9 * image, runs=1).way.sustained_per_minute == 0
+    late = serve(where, workload(30 / image), Rules(("each",)), p95=0.9 * image, runs=1)
+    assert late.way.sustained_per_minute == 0
+    render_serve.served(late, Console())
+    assert "none at all, for one image alone takes" in capsys.readouterr().out
     with pytest.raises(InputError, match="p95"):
         serve(where, workload(1.0), Rules(("each",)), p95=0.0)
 
@@ -158,6 +162,15 @@ def test_the_recommended_is_the_cheapest_by_brute_force(load, patience):
     assert cheaper == {c for c in candidates(kinds, PRICES, "money", None, 2, True)[: len(cheaper)]}
     assert all(verdict.reason and not verdict.meets for verdict in found.cheaper)
     assert all(verdict.candidate in able for verdict in found.others)
+
+
+def test_what_is_made_at_most_is_so_as_the_cluster_is_divided():
+    """Each for itself two make more, but only both together are fast enough."""
+    job, two = api.job("sdxl", steps=4), Candidate("rtx-3090*2", "pcie4-x16", 1.0, 2)
+    image = alone("rtx-3090", job)
+    found = judge(two, workload(6 / image, job, requests=60, skip=6), Target(0.95 * image), Rules(), Services(Planning()), 0)
+    assert found.meets and found.way.groupings == ("all",)
+    assert found.capacity_per_minute == found.way.capacity_per_minute
 
 
 def test_candidates_are_in_order_and_wired_as_they_come():
@@ -275,6 +288,8 @@ def TWO_FLAGS(words):
         (["recommend", *TWO[4:], "--per-minute", "9"], "--p95", 2),
         (["recommend", *TWO[4:], "--per-minute", "9", "--p95", "1", "--hourly", "1"], "--devices", 2),
         (["recommend", *TWO[4:], "--per-minute", "9", "--p95", "0"], "p95", 3),
+        (["recommend", *TWO[4:], "--per-minute", "9", "--p95", "1", "--devices", "t4", "--hourly=-1"], "not -1", 3),
+        (["serve", *TWO, "--per-minute", "9", "--hourly=-1,2"], "price of 0 to 1e+09 for each of 2 devices, not -1,2", 3),
         (["recommend", *TWO[4:], "--per-minute", "9", "--p95", "1", "--devices", "rtx-309"], "did you mean", 3),
         (["recommend", *TWO[4:], "--per-minute", "9", "--p95", "1e-4", "--devices", "t4", "--most", "1"], "no cluster", 4),
     ],

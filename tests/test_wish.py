@@ -19,6 +19,7 @@ from planner.errors import Infeasible, InputError
 from planner.fidelity import Fidelity, look
 from planner.job import Job
 from planner.pool import Pool, Rule
+from polyrhythm.api import UsageError
 from sim.run import run
 from tests.brute import MODEL, STEPS, chosen, cluster_of
 from tests.test_cli import document, pr_run
@@ -240,11 +241,19 @@ def test_energy_and_money_by_hand():
         (pr.Wish(objective="speed"), "known: energy, latency, money, throughput"),
         (pr.Wish(fewer_steps="often"), "known: faster, never, truer"),
         (pr.Wish(fidelity="best"), "known: any, fast, high, strict"),
+        (pr.Wish(min_psnr=float("nan")), "min-psnr: give a finite number of dB, not nan"),
+        (pr.Wish(hourly=(-1.0, 2.0)), "hourly: give a price of 0 to 1e.09 for each of 2 devices, not -1,2"),
+        (pr.Wish(hourly=(1.0,)), "for each of 2 devices, not 1$"),
     ],
 )
 def test_wishes_that_cannot_be_understood(wish, said):
     with pytest.raises(InputError, match=said):
         wish.rule(cost_of(cluster_of([1.0, 0.5], [1e9])))
+
+
+def test_what_is_weighed_where_nothing_is_chosen_is_named():
+    with pytest.raises(UsageError, match="^--objective goes with --scheme auto, where plans are chosen; leave out --scheme stadi$"):
+        pr.plan(pr.cluster_from_flags("rtx-3090*2"), pr.job("sdxl"), "stadi", wish=pr.Wish(objective="energy"))
 
 
 # Memory.

@@ -10,6 +10,7 @@ l40s = 0.79
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def load_prices(path: Path | str) -> Prices:
 
 def given_prices(kinds: list[str], hourly: tuple[float, ...]) -> Prices:
     """Prices for these kinds, in their order; InputError if there is not one for each."""
-    if len(kinds) != len(hourly) or not all(0 <= price <= DEAREST for price in hourly):
-        raise InputError(f"hourly: give a price of at least 0 for each of {len(kinds)} kinds of devices")
+    check_hourly(hourly, len(kinds), "kinds of devices")
     return Prices(dict(zip(kinds, hourly, strict=True)))
+
+
+def check_hourly(hourly: Sequence[float], count: int, what: str = "devices") -> None:
+    """InputError if these are no prices for so many devices."""
+    if len(hourly) != count or not all(0 <= price <= DEAREST for price in hourly):
+        listed = ",".join(f"{price:g}" for price in hourly)
+        raise InputError(f"hourly: give a price of 0 to {DEAREST:g} for each of {count} {what}, not {listed}")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
+from math import inf
 
 from planner.beats import PREDICT, Layout, bundles, evaluation, even, layout, prediction
 from planner.cluster import Cluster
@@ -91,7 +92,7 @@ def stadi(
 
     Raises InputError where rows, strides, mode or split do not fit, Infeasible if there are too few devices.
     """
-    _check_knobs(mode, warmup, strides, skipped)
+    _check_knobs(mode, warmup, strides, skipped, price)
     names = tuple(device.name for device in cluster.devices)
     slower = _as_believed(cost, names, believed)
     temporal = temporal and not MODES[mode].fresh
@@ -128,8 +129,10 @@ def stadi(
         yield plan
 
 
-def _check_knobs(mode: str, warmup: int, strides: tuple[int, ...] | None, skipped: str | None) -> None:
+def _check_knobs(mode: str, warmup: int, strides: tuple[int, ...] | None, skipped: str | None, price: float) -> None:
     one_of("stadi: mode", mode, MODES)
+    if not 0 <= price < inf:
+        raise InputError(f"stadi: price must be finite and at least 0, not {price}")
     if warmup < 1:
         raise InputError("stadi: warmup must be at least 1; the first step has no stale context to use")
     if strides and max(strides) > 1 and MODES[mode].fresh:
