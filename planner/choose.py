@@ -19,7 +19,7 @@ from planner import fold
 from planner.check import check
 from planner.cost import Cost
 from planner.errors import Infeasible, PolyrhythmError
-from planner.fidelity import Fidelity, Look, fresh_steps, look
+from planner.fidelity import BEST_DB, Fidelity, Look, fresh_steps, look
 from planner.fold import Simulate
 from planner.memory import USABLE, peak_bytes, remedy, shortage
 from planner.placement import Family
@@ -28,7 +28,7 @@ from planner.pool import TIE, TRUER_DB, Option, Pool, Rule, decibels
 from planner.recipe import Recipe
 from planner.schemes import SCHEMES
 from planner.search import Search, Shape
-from planner.space import PUBLISHED, Knobs
+from planner.space import PUBLISHED, TABLE, Knobs
 from planner.timeline import Timeline
 
 SIMULATED = 12  # candidates in the second sieve, of 8 devices with SDXL; more of what is less work to simulate
@@ -106,8 +106,11 @@ class Choice:
         if fewer == "truer":
             return self.confirmed(rivals[0], options + rivals, best, rivals[0])
         options += self.simulated(self.near(pool.unbeaten()))
-        unbeaten = [o for o in options if self.able(o) and (o.exact or not pool.dominated(o))]
-        return self.confirmed(self.best(unbeaten or options), options + rivals, best, rivals[0])
+        beaten = {id(o) for o in options if o.seconds is not None and not o.exact and pool.dominated(o)}
+        unbeaten = [o for o in options if self.able(o) and id(o) not in beaten]
+        told = [replace(o, reason="fewer steps would be truer") if id(o) in beaten else o for o in options]
+        told += [replace(o, reason=f"{o.steps} steps") for o in rivals]
+        return self.confirmed(self.best(unbeaten or options), told, best, rivals[0])
 
     def rivals(self, best: Option, pool: Pool) -> list[Option]:
         """Of fewer steps, no slower than `best` and truer, the truest first; where the picture is not known well, none."""
@@ -182,7 +185,8 @@ class Choice:
                 for split in splits:
                     knobs = more | own | ({"split": split} if split else {})
                     seconds = self.search.estimate(scheme, knobs, Family(names, split))
-                    found.append(Option(scheme, knobs, names, self.job.steps, seconds, as_published=True))
+                    exact = TABLE[scheme].exact(knobs)
+                    found.append(Option(scheme, knobs, names, self.job.steps, seconds, exact=exact, as_published=True))
         return found
 
     def unscreened(self, least: float) -> list[Option]:
@@ -238,7 +242,8 @@ class Choice:
         assert self.fidelity is not None
         if seen.exact and plan.steps == self.job.steps:
             return inf
-        return float(self.fidelity.psnr(seen, plan.steps, fresh_steps(plan), self.job.steps))
+        found = float(self.fidelity.psnr(seen, plan.steps, fresh_steps(plan), self.job.steps))
+        return inf if found >= BEST_DB else found  # all of its steps are synchronous
 
     # The choice.
 
@@ -277,8 +282,14 @@ class Choice:
             plan = replace(plan, recipe=recipe)
         best = replace(best, seconds=timeline.latency_seconds)
         rest = {repr((o.scheme, sorted(o.knobs.items()), o.devices, o.steps)): o for o in options}
-        ranked = sorted(rest.values(), key=self.value)
+        ranked = sorted(map(self.judged, rest.values()), key=self.value)
         return Chosen(plan, timeline, best, tuple(ranked), beaten, rival)
+
+    def judged(self, option: Option) -> Option:
+        """With the reason if it does not keep to the rule."""
+        if option.seconds is None or self.keeps(option):
+            return option
+        return replace(option, reason="another picture" if self.rule.exact else f"below {self.rule.floor_db:g} dB")
 
     def refused(self, options: Sequence[Option]) -> PolyrhythmError:
         """The error of the first of these."""

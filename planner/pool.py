@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.fidelity import Fidelity, Look
+from planner.fidelity import BEST_DB, Fidelity, Look
 from planner.search import PUBLISHED_WARMUP, WARMUPS, Search, Shape, latency
 from planner.space import Knobs
 from planner.wires import Array
@@ -93,7 +93,8 @@ class Pool:
     def _psnr(self, seen: Look, steps: Any, first: Any) -> Array:
         assert self.fidelity is not None
         found = self.fidelity.psnr(seen, np.broadcast_to(steps, first.shape), first, self.reference)
-        return np.where(seen.exact & (np.broadcast_to(steps, first.shape) == self.reference), inf, found)
+        same = seen.exact | (found >= BEST_DB)
+        return np.where(same & (np.broadcast_to(steps, first.shape) == self.reference), inf, found)
 
     def best(self, counts: range) -> list[Option]:
         """The best of every shape that keeps to the rule, the fastest first; of those that take the same time the truest."""

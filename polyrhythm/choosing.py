@@ -99,7 +99,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A candidate. predicted_seconds is None where it cannot be done; then `reason` says why.
+    """A candidate. predicted_seconds is None where it cannot be done; `reason` says why, or why else it is not chosen.
 
     psnr_db: predicted, of the picture to that of one device with all steps; None for the same picture, or if nothing is
     known; exact: the same picture. simulated: false where the seconds are the search's estimate.
@@ -215,7 +215,7 @@ def _ready(
 
 
 def _picture(option: Option, table: Fidelity | None) -> Picture:
-    if option.exact and option.steps and option.psnr_db in (None, inf):
+    if _same(option):
         return Picture(True, None, "the same operations", None)
     if table is None or option.psnr_db is None:
         return Picture(False, None, "unknown", None)
@@ -304,9 +304,17 @@ def draw(found: Frontier, path: Path | str) -> Frontier:
 
 
 def _point(option: Option) -> Point:
-    psnr = None if option.psnr_db is None or option.psnr_db == inf else round(option.psnr_db, 1)
-    exact = option.exact and psnr is None
+    psnr, exact = _psnr(option), _same(option)
     return Point(option.scheme, option.knobs, option.devices, option.steps, option.seconds or 0.0, psnr, exact)
+
+
+def _same(option: Option) -> bool:
+    """Whether the picture is one device's with all steps."""
+    return option.psnr_db == inf or (option.exact and option.psnr_db is None)
+
+
+def _psnr(option: Option) -> float | None:
+    return None if option.psnr_db is None or option.psnr_db == inf else round(option.psnr_db, 1)
 
 
 def _db(option: Alternative) -> str:
@@ -326,7 +334,6 @@ def _distinct(options: Iterable[Option]) -> Iterator[Alternative]:
 
 def alternative(option: Option) -> Alternative:
     """A candidate of the search as it is shown."""
-    psnr = None if option.psnr_db in (None, inf) else round(option.psnr_db or 0.0, 1)
     return Alternative(
         option.scheme,
         option.knobs,
@@ -334,7 +341,7 @@ def alternative(option: Option) -> Alternative:
         option.reason,
         option.devices,
         option.steps,
-        psnr,
-        option.exact and psnr is None,
+        _psnr(option),
+        _same(option),
         option.simulated,
     )

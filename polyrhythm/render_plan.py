@@ -109,7 +109,7 @@ def _alternatives(title: str, alternatives: Sequence[Alternative], console: Cons
     """The best, with what it costs the picture; those that cannot be done at the end."""
     ranked = sorted(alternatives, key=lambda a: (a.predicted_seconds is None, a.predicted_seconds))
     able = [a for a in ranked if a.predicted_seconds is not None]
-    rows = [(_named(a), _told(a), _picture(a), len(a.devices), "") for a in able[:SHOWN]]
+    rows = [(_named(a), _told(a), _picture(a), len(a.devices), a.reason) for a in able[:SHOWN]]
     rows += [(_named(a), DASH, DASH, len(a.devices), a.reason.split("\n")[0]) for a in ranked[len(able) :]]
     _table(console, title, ("scheme", "predicted", "picture", "devices", "why not"), rows)
     if len(able) > SHOWN:

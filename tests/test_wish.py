@@ -85,6 +85,20 @@ def test_steps_that_were_given_are_kept_and_a_plan_that_fewer_would_beat_is_not_
     assert not beaten.exact and beaten.steps == STEPS and beaten.psnr_db == pytest.approx(12.0, abs=0.01)
     assert rival.steps < STEPS and rival.seconds <= beaten.seconds < found.option.seconds
     assert rival.psnr_db > beaten.psnr_db + 0.5
+    reasons = {o.reason for o in found.options if o.seconds is not None and o.seconds < found.option.seconds * (1 - 1e-9)}
+    assert reasons == {"fewer steps would be truer", *(f"{o.steps} steps" for o in found.options if o.steps < STEPS)}
+
+
+def test_whoever_is_faster_and_not_chosen_has_a_reason():
+    """What no table says of a picture is told alike everywhere, and so is what is the same."""
+    planned = pr.plan(pr.cluster_from_flags("rtx-3090*2", "pcie4-x16"), pr.job("sdxl", steps=4))
+    faster = [a for a in planned.candidates if a.predicted_seconds and a.predicted_seconds < planned.predicted_seconds]
+    assert faster and {a.reason for a in faster} == {"below 30 dB"} and all(a.psnr_db < 30 for a in faster)
+    fresh = [a for a in planned.candidates if a.scheme in ("cfg", "single", "ring", "distrifusion") and a.psnr_db is None]
+    assert all(a.exact for a in fresh if a.predicted_seconds)  # whoever is warming up in all four steps is no other picture
+    assert all(a.psnr_db is None or a.psnr_db < 100 for a in planned.candidates)
+    strict = pr.plan(pr.cluster_from_flags("rtx-3090*2", "pcie4-x16"), pr.job("sdxl"), wish=pr.Wish(fidelity="strict"))
+    assert {a.reason for a in strict.candidates if a.predicted_seconds and not a.exact} == {"another picture"}
 
 
 @pytest.mark.parametrize("speeds", [[1.0, 0.9, 0.5], [1.0, 0.4], [1.0, 0.6, 0.6, 0.2]])
