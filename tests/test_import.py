@@ -106,7 +106,10 @@ def test_a_run_of_ours_is_a_trace(tmp_path):
     }
     pr_run("fit", tmp_path / "trace", "-o", tmp_path / "profile.json")
     again = document("simulate", tmp_path / "plan.json", "--profile", tmp_path / "profile.json")
-    assert again["latency_seconds"] == pytest.approx(was["latency_seconds"], rel=0.02)
+    busy = [[device["busy_seconds"] for device in found["devices"]] for found in (was, again)]
+    assert busy[1] == pytest.approx(busy[0], rel=0.01)
+    # Between two stops that are seen, parts are told apart by their FLOPs, so ranks meet a little earlier or later.
+    assert again["latency_seconds"] == pytest.approx(was["latency_seconds"], rel=0.12)
 
 
 def test_forwards_and_transfers_of_a_run_by_hand():
@@ -146,6 +149,9 @@ def test_a_timeline_of_another_plan_is_refused():
         ("x.txt", PAIR, ["--devices", "rtx-309"], 3, "did you mean 'rtx-3090'"),
         ("x.log", DMON, ["--names", "a"], 3, "2 GPUs, but 1 names"),
         ("x.csv", FORWARDS.replace("103", "fast"), [], 3, "x.csv:3: could not convert"),
+        ("x.csv", FORWARDS.replace("103", "0"), [], 3, "x.csv:3: time_ms must be a number above 0, not '0'"),
+        ("x.csv", FORWARDS.replace("103", "-1"), [], 3, "x.csv:3: time_ms must be a number above 0, not '-1'"),
+        ("x.csv", FORWARDS.replace("2,64,", "2,129,"), [], 3, "x.csv:3: rows 129 are more than the height of 128"),
         ("x.csv", FORWARDS.replace("103", "100 3"), [], 3, "x.csv:3: 2 times of a forward; sdxl has"),
         ("x.csv", FORWARDS.replace("sdxl", "sdxxl"), [], 3, "x.csv:2: unknown model 'sdxxl'"),
         ("x.json", '{"traceEvents": [{"ph": "X", "ts": "now"}]}', [], 3, "x.json: event 0.ts"),

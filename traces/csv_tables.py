@@ -1,7 +1,7 @@
 """Tables that someone wrote as CSV: message times by size, or part times by rows. Units are in the columns' names.
 
 Messages need a size (`nbytes`, `bytes`, `size`), a time and `ranks` (2 if there is no such column); parts need the
-columns of `PartSample`, where the time may be of the whole forward. A time is `seconds`, or with another unit `time_ms`
+columns of `PartSample`, sizes in latent pixels, where the time may be of the whole forward. A time is `seconds`, or with another unit `time_ms`
 or `time_us`. The columns' order is free, others are passed over, blank lines and `#` lines too.
 """
 
@@ -98,6 +98,8 @@ def _check(header: list[str]) -> None:
 
 def _part(row: dict[str, str], repeat: int) -> PartSample:
     numbers = {name: _whole(name, row[name]) for name in _NUMBERS}
+    if numbers["rows"] > numbers["height"]:
+        raise ValueError(f"rows {numbers['rows']} are more than the height of {numbers['height']}; both are in latent pixels")
     texts = {name: row[name] for name in _PART if name not in _NUMBERS}
     return PartSample(**texts, **numbers, repeat=repeat, seconds=_seconds(row))  # type: ignore[arg-type]
 
@@ -115,8 +117,8 @@ def _seconds(row: dict[str, str]) -> tuple[float, ...]:
     """One time, or one for each part with spaces between."""
     column = next(name for name in _TIMES if name in row)
     times = tuple(float(word) * _TIMES[column] for word in row[column].split())
-    if not times or not all(math.isfinite(time) and time >= 0 for time in times):
-        raise ValueError(f"{column} must be a number of at least 0, not {row[column][:20]!r}")
+    if not all(math.isfinite(time) and time >= 0 for time in times) or not sum(times) > 0:
+        raise ValueError(f"{column} must be a number above 0, not {row[column][:20]!r}")
     return times
 
 
