@@ -206,7 +206,11 @@ def doubt(table: PartTable | MessageTable, said: str) -> float:
 
 
 def widened(spread: tuple[float, ...], *doubts: float) -> tuple[float, float]:
-    """The interval with further independent half-widths: squares add up."""
+    """The interval with further independent half-widths: squares add up.
+
+    No time is 0, so beyond one half the lower end goes on as a hyperbola, without a step or a bend: 1 - h, then 1 / 4h.
+    """
     low, high = max(0.0, 1 - spread[0]), max(0.0, spread[1] - 1)
     more = sum(doubt**2 for doubt in doubts)
-    return max(0.0, 1 - (low**2 + more) ** 0.5), 1 + (high**2 + more) ** 0.5
+    below = (low**2 + more) ** 0.5
+    return 1 - below if below <= 0.5 else 0.25 / below, 1 + (high**2 + more) ** 0.5

@@ -377,6 +377,10 @@ def load_plan(path: Path | str, cluster: Cluster | None = None) -> tuple[Plan, C
     if cluster is None:
         names = ", ".join(found.devices)
         raise UsageError(f"{path} does not say what {names} are; give --cluster, or --devices and --link")
+    there = [device.name for device in cluster.devices]
+    missing = [name for name in found.devices if name not in there]
+    if missing:
+        raise InputError(f"{path} is a plan for {', '.join(found.devices)}, but the cluster has {', '.join(there)}; give it {', '.join(missing)} too")
     return found, cluster
 
 

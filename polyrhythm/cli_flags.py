@@ -35,7 +35,8 @@ def cluster(
         _misused("give --cluster or --box, not both")
     if devices is None and box is None:
         if link or occupancy:
-            _misused(f"--{'link' if link else 'occupancy'} goes with --devices; a cluster file says it itself")
+            says = "the cluster file says it itself" if cluster else "give those too"
+            _misused(f"--{'link' if link else 'occupancy'} goes with --devices; {says}")
         return load_cluster(cluster) if cluster else None
     if cluster is not None:
         _misused("give --cluster or --devices, not both")

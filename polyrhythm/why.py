@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import floor
 
 from planner.cost import Cost
 from planner.plan import Phase, Plan
@@ -65,7 +66,7 @@ def limit(ranks: Sequence[Share]) -> str:
     busiest, idlest = max(ranks, key=lambda r: r.busy), min(ranks, key=lambda r: r.busy)
     partners, transfers = max(r.partners for r in ranks), max(r.transfers for r in ranks)
     if max(partners, transfers) < SMALL:
-        return f"compute: every device is busy at least {idlest.busy:.0%} of the time"
+        return f"compute: every device is busy at least {floor(100 * idlest.busy)}% of the time"
     if transfers >= partners:
         slowest = max(ranks, key=lambda r: r.transfers)
         return (

@@ -173,6 +173,14 @@ def test_what_does_not_fit_is_no_plan_but_may_be_simulated(tmp_path):
     assert (row["status"], row["reason"]) == ("infeasible", message)
 
 
+def test_a_plan_needs_all_of_its_devices(tmp_path):
+    pr_run("plan", *TWO, "--scheme", "cfg", "-o", tmp_path / "plan.json")
+    told = pr_run("simulate", tmp_path / "plan.json", "--devices", "rtx-5090", code=3).stderr
+    assert "is a plan for rtx-5090, rtx-3090, but the cluster has rtx-5090; give it rtx-3090 too" in told
+    told = pr_run("simulate", tmp_path / "plan.json", "--link", "pcie4-x16", code=2).stderr
+    assert "--link goes with --devices; give those too" in told
+
+
 def test_auto_is_labelled():
     told = pr_run("plan", *TWO).stdout
     assert "auto: the fastest of these by simulation" in told and "distrifusion" in told

@@ -27,6 +27,12 @@ def of(*events, devices=("a", "b")):
     return Timeline("simulated", "", devices, list(events))
 
 
+def test_who_is_busy_at_least_so_long_is_so():
+    """Never rounded up: 98.7 % is at least 98 %."""
+    ranks = [why.Share("a", 0.999, 0.0, 0.0), why.Share("b", 0.987, 0.0, 0.0)]
+    assert why.limit(ranks) == "compute: every device is busy at least 98% of the time"
+
+
 def test_of_one_device_it_is_the_compute():
     timeline = of(Event(0, "compute", "C 0-5 s0", 0, 0, 40), devices=("a",))
     assert critical_path(timeline) == (Stretch("compute", "a", 40e-9, 1.0),)

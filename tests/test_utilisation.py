@@ -148,6 +148,8 @@ def test_float32_takes_as_long_as_its_own_peak_says():
 
 def test_intervals_widen_with_what_is_not_known():
     assert widened((0.97, 1.03), 0.04) == pytest.approx((0.95, 1.05))
+    assert widened((1.0, 1.0), 0.5)[0] == 0.5 and widened((1.0, 1.0), 0.5 + 1e-9)[0] == pytest.approx(0.5)
+    assert widened((1.0, 1.0), 2.0) == (0.125, 3.0)  # no time is 0
     measured = table((2, 4, 8), (2.0, 4.0, 8.0), error=0.02, spread=(0.99, 1.01))
     spreads = {
         rows: forward(Profile((measured,)), MODEL, JOB, Device("d", "gpu"), rows, 1).spread for rows in (4, 6, 16)
