@@ -222,7 +222,7 @@ class Choice:
         return replace(option, devices=plan.devices, seconds=seconds, psnr_db=psnr, exact=seen.exact, simulated=True)
 
     def _planned(self, option: Option) -> tuple[Plan, float] | PolyrhythmError:
-        key = repr((option.scheme, sorted(option.knobs.items()), option.devices, option.steps))
+        key = _key(option)
         if key not in self._plans:
             try:
                 plan = self.plan(option)
@@ -281,7 +281,7 @@ class Choice:
             recipe = Recipe(best.scheme, plan.job, self.model, where, self.cost.profile, dict(best.knobs))
             plan = replace(plan, recipe=recipe)
         best = replace(best, seconds=timeline.latency_seconds)
-        rest = {repr((o.scheme, sorted(o.knobs.items()), o.devices, o.steps)): o for o in options}
+        rest = {_key(o): o for o in (*options, best)}
         ranked = sorted(map(self.judged, rest.values()), key=self.value)
         return Chosen(plan, timeline, best, tuple(ranked), beaten, rival)
 
@@ -314,6 +314,11 @@ class Choice:
             )
         reasons = [o.reason for o in (*options, *alone) if o.reason]
         return Infeasible(reasons[0] if reasons else "no plan is possible on this cluster")
+
+
+def _key(option: Option) -> str:
+    """Equal for the same candidate."""
+    return repr((option.scheme, sorted(option.knobs.items()), option.devices, option.steps))
 
 
 def _cut(option: Option) -> Any:

@@ -77,9 +77,13 @@ class Link:
 
     def __post_init__(self) -> None:
         if not LEAST_RATE <= self.bytes_per_second < inf:
-            raise InputError(f"link {self.kind}: bytes_per_second must be finite and at least 1, not {self.bytes_per_second}")
+            raise InputError(
+                f"link {self.kind}: bytes_per_second must be finite and at least 1, not {self.bytes_per_second}"
+            )
         if not 0 <= self.latency_seconds <= MOST_LATENCY:
-            raise InputError(f"link {self.kind}: latency_seconds must be 0 to {MOST_LATENCY:g}, not {self.latency_seconds}")
+            raise InputError(
+                f"link {self.kind}: latency_seconds must be 0 to {MOST_LATENCY:g}, not {self.latency_seconds}"
+            )
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,11 @@ class Job:
             raise InputError(f"job: branches must differ, not uncond, cond, {', '.join(self.more)}")
         for name in ("height", "width", "steps", "batch"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not _whole(value) or value < 1:
                 raise InputError(f"job: {name} must be a whole number of at least 1, not {value!r}")
-        if not 0 <= self.guidance < 1e4:
+        if not _whole(self.seed):
+            raise InputError(f"job: seed must be a whole number, not {self.seed!r}")
+        if not (_whole(self.guidance) or isinstance(self.guidance, float)) or not 0 <= self.guidance < 1e4:
             raise InputError(f"job: guidance must be between 0 and 10000, not {self.guidance!r}")
         one_of("job: dtype", self.dtype, DTYPE_BYTES)
         one_of("job: sampler", self.sampler, SAMPLERS)
@@ -60,3 +62,7 @@ class Job:
     @property
     def element_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -131,4 +131,6 @@ def parameters(plan: Plan, model: Model, rank: int) -> int:
 def _moved(plan: Plan, model: Model, phase: Phase, rank: int) -> Moved:
     transfers = [op for op in phase.ops[rank] if not isinstance(op, Compute | Wait)]
     own = [own_bytes(model, plan.job, phase, rank, op) for op in transfers]
-    return moved(phase.ops[rank], own, [sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers])
+    return moved(
+        phase.ops[rank], own, [sum(received_bytes(model, plan.job, phase, rank, op).values()) for op in transfers]
+    )

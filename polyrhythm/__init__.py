@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from planner.workload import Arrivals, RequestClass, Rules, State, Workload
     from polyrhythm.api import (
         UsageError,
+        calibrate,
         doctor,
         job,
         load_planned,
@@ -87,7 +88,7 @@ _HOMES = {
     "planner.timeline": "Event Timeline",
     "planner.trace": "Trace",
     "planner.workload": "Arrivals RequestClass Rules State Workload",
-    "polyrhythm.api": "UsageError doctor job load_planned pareto plan run save_planned schedule simulate",
+    "polyrhythm.api": "UsageError calibrate doctor job load_planned pareto plan run save_planned schedule simulate",
     "polyrhythm.cataloguing": "catalog",
     "polyrhythm.choosing": "Wish",
     "polyrhythm.comparing": "compare compare_set save_page",
@@ -138,6 +139,7 @@ __all__ = [
     "Wanted",
     "Wish",
     "Workload",
+    "calibrate",
     "catalog",
     "cluster_from_flags",
     "compare",

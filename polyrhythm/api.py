@@ -322,7 +322,7 @@ def plan(
     With `auto` a knob goes to every scheme that takes it. Raises UsageError for a knob that is not taken, InputError
     and Infeasible where scheme, job and cluster do not fit, PlanError if the plan must not run.
     """
-    model = load_model(job.model)
+    model, knobs = load_model(job.model), _listed(knobs)
     if scheme == AUTO:
         check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
         return _bounded(chosen(model, job, cluster, profile, knobs, wish or Wish()), profile)
@@ -349,7 +349,7 @@ def pareto(
     Raises as `plan` does, and InputError where nothing is known of the pictures, or matplotlib is missing.
     """
     check_knobs(knobs, {name: None for scheme in SCHEMES for name in knobs_of(scheme)}, "no scheme")
-    found = frontier_of(cluster, job, profile, wish or Wish(), **knobs)
+    found = frontier_of(cluster, job, profile, wish or Wish(), **_listed(knobs))
     return found if plot is None else draw(found, plot)
 
 
@@ -359,7 +359,7 @@ def schedule(cluster: Cluster, job: Job, scheme: str, profile: Profile | None = 
     Raises as `plan` does, but for costs.
     """
     model = load_model(job.model)
-    made = _made(scheme, knobs, model, job, cluster, profile)
+    made = _made(scheme, _listed(knobs), model, job, cluster, profile)
     check(made, model)
     return made
 
@@ -380,7 +380,8 @@ def load_plan(path: Path | str, cluster: Cluster | None = None) -> tuple[Plan, C
     there = [device.name for device in cluster.devices]
     missing = [name for name in found.devices if name not in there]
     if missing:
-        raise InputError(f"{path} is a plan for {', '.join(found.devices)}, but the cluster has {', '.join(there)}; give it {', '.join(missing)} too")
+        names = ", ".join(found.devices)
+        raise InputError(f"{path} is a plan for {names}, but the cluster has {', '.join(there)}; give it {', '.join(missing)} too")
     return found, cluster
 
 
@@ -392,6 +393,11 @@ def knobs_of(scheme: str) -> dict[str, Any]:
     """The scheme's knobs and their defaults: its keyword-only arguments."""
     parameters = inspect.signature(SCHEMES[scheme]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _listed(knobs: dict[str, Any]) -> dict[str, Any]:
+    """With tuples for lists, as schemes have them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in knobs.items()}
 
 
 def check_knobs(given: dict[str, Any], taken: dict[str, Any], who: str) -> None:

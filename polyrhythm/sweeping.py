@@ -29,8 +29,8 @@ from polyrhythm.questions import Answer, answers, draw
 from sim.sweep import check_backend
 from sim.sweep import sweep as perform
 from traces.conditions_file import load_conditions
-from traces.grid_file import Choice, Grid, load_grid
 from traces.files import writable
+from traces.grid_file import Choice, Grid, load_grid
 from traces.rows import add_to_journal, check_ending, read_journal, save_rows
 from traces.store import load_model
 

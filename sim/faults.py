@@ -121,7 +121,15 @@ class Survived:
         events.sort(key=lambda event: event.rank)  # which keeps the order of each
         first, last = self.plans[0], self.last
         return Timeline(
-            last.source, first.digest, devices, events, received, last.provenance, tuple(memory), last.carried, last.seen
+            last.source,
+            first.digest,
+            devices,
+            events,
+            received,
+            last.provenance,
+            tuple(memory),
+            last.carried,
+            last.seen,
         )
 
 
@@ -135,7 +143,13 @@ def _in_all(failures: Sequence[Failed]) -> Failed:
     done = sum(failed.step for failed in earlier)
     if not done:
         return last
-    return Failed(f"{last}, of the plan that went on after {done} steps", last.fault, last.device, last.at_seconds, done + last.step)
+    return Failed(
+        f"{last}, of the plan that went on after {done} steps",
+        last.fault,
+        last.device,
+        last.at_seconds,
+        done + last.step,
+    )
 
 
 def survive(plan: Plan, perform: Perform, replan: Replan, detect_seconds: float = 1.0, most: int = 8) -> Survived:

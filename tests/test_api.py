@@ -19,6 +19,25 @@ FOUR = pr.cluster_from_flags("rtx-3090*4", "pcie4-x16")
 SMALL = pr.job("shapes-unet", steps=8)
 
 
+def test_lists_are_as_good_as_tuples_and_bools_are_no_numbers():
+    cluster = pr.cluster_from_flags("rtx-5090,rtx-3090", "pcie4-x16")
+    as_list, as_tuple = (
+        pr.plan(cluster, pr.job("sdxl", steps=8), "stadi", strides=form([1, 2])) for form in (list, tuple)
+    )
+    assert as_list.plan == as_tuple.plan
+    for given in ({"steps": True}, {"batch": True}, {"seed": "1"}, {"guidance": True}, {"guidance": "5"}):
+        with pytest.raises(pr.InputError, match=f"job: {next(iter(given))} must be"):
+            pr.job("sdxl", **given)
+
+
+def test_every_command_is_a_function():
+    from polyrhythm.cli import app
+
+    commands = {command.name or command.callback.__name__.rstrip("_") for command in app.registered_commands}
+    homes = {"import": "import_files"}
+    assert {homes.get(name, name) for name in commands} <= {*pr.__all__, "demo"}
+
+
 def test_every_public_name_is_there_and_imported_where_it_is_said_to_be():
     assert sorted(pr.__all__) == sorted(pr._HOME)
     with_torch = {"parallelize", "unparallelize"}

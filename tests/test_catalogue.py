@@ -82,7 +82,9 @@ def test_what_a_device_names_is_there():
 )
 def test_newer_is_not_slower(family):
     for older, newer in pairwise(map(catalogue.device, family)):
-        assert older.flops_per_second <= newer.flops_per_second and older.peak("float32") <= newer.peak("float32") * 1.05
+        assert (
+            older.flops_per_second <= newer.flops_per_second and older.peak("float32") <= newer.peak("float32") * 1.05
+        )
     for older, newer in pairwise(catalogue.device(name) for name in family if name != "l4"):
         assert older.memory_bytes_per_second <= newer.memory_bytes_per_second
 

@@ -264,7 +264,9 @@ def test_going_on_after_a_fault():
     assert [failed.device for failed in done.failures] == ["d1"]
     dead, left = done.timeline.usage()[1], done.timeline.usage()[0]
     assert done.timeline.devices == ("d0", "d1") and done.timeline.latency_seconds == done.seconds
-    assert left["busy_seconds"] + left["waiting_seconds"] == pytest.approx(done.seconds)  # starting transfers is free here
+    assert left["busy_seconds"] + left["waiting_seconds"] == pytest.approx(
+        done.seconds
+    )  # starting transfers is free here
     assert 310e-9 > dead["busy_seconds"] + dead["waiting_seconds"] > 200e-9
     assert dead["received_bytes"] == left["sent_bytes"] > 0
 
@@ -293,7 +295,9 @@ def test_deaths_are_told_for_the_whole_image():
     def alone(steps):
         return plan(phase((compute(0, 5),), rows=(ALL,), beats=steps))
 
-    with pytest.raises(Failed, match=r"d2 dies .* ended in step 12 at `C 0-5 s12`, of the plan that went on after 37 steps") as told:
+    with pytest.raises(
+        Failed, match=r"d2 dies .* ended in step 12 at `C 0-5 s12`, of the plan that went on after 37 steps"
+    ) as told:
         survive(alone(60), perform, replan, detect_seconds=1e-6)
     assert told.value.step == 49
 

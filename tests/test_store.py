@@ -231,7 +231,7 @@ def test_writing_leaves_links_pipes_and_what_may_only_be_read(tmp_path):
     os.close(reader)
     path.chmod(0o444)
     for name in (path, link):
-        with pytest.raises(InputError, match="cannot write .*: it may only be read"):
+        with pytest.raises(InputError, match=r"cannot write .*: it may only be read"):
             files.write(name, "four")
     assert path.read_text() == "two" and sorted(os.listdir(tmp_path)) == ["file.txt", "link.txt", "pipe"]
 

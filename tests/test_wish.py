@@ -266,7 +266,7 @@ def test_wishes_that_cannot_be_understood(wish, said):
 
 
 def test_what_is_weighed_where_nothing_is_chosen_is_named():
-    with pytest.raises(UsageError, match="^--objective goes with --scheme auto, where plans are chosen; leave out --scheme stadi$"):
+    with pytest.raises(UsageError, match=r"^--objective goes with --scheme auto, where plans are chosen; leave out --scheme stadi$"):
         pr.plan(pr.cluster_from_flags("rtx-3090*2"), pr.job("sdxl"), "stadi", wish=pr.Wish(objective="energy"))
 
 

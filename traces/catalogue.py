@@ -14,8 +14,15 @@ DATA = Path(__file__).parent / "data"
 GIB = 2**30
 
 # What an entry says beyond the fields of `Device` and `Link`.
-_DEVICE_FIELDS = ("flops_per_second", "float32_flops_per_second", "bfloat16", "memory_bytes_per_second", "power_watts")
-_DEVICE_FIELDS += ("efficiency", "source")
+_DEVICE_FIELDS = (
+    "flops_per_second",
+    "float32_flops_per_second",
+    "bfloat16",
+    "memory_bytes_per_second",
+    "power_watts",
+    "efficiency",
+    "source",
+)
 _LINK_FIELDS = ("bytes_per_second", "latency_seconds", "source")
 
 

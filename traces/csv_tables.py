@@ -1,8 +1,8 @@
 """Tables that someone wrote as CSV: message times by size, or part times by rows. Units are in the columns' names.
 
 Messages need a size (`nbytes`, `bytes`, `size`), a time and `ranks` (2 if there is no such column); parts need the
-columns of `PartSample`, sizes in latent pixels, where the time may be of the whole forward. A time is `seconds`, or with another unit `time_ms`
-or `time_us`. The columns' order is free, others are passed over, blank lines and `#` lines too.
+columns of `PartSample`, sizes in latent pixels, where the time may be of the whole forward. A time is `seconds`, or with
+another unit `time_ms` or `time_us`. The columns' order is free, others are passed over, blank lines and `#` lines too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _check(header: list[str]) -> None:
 def _part(row: dict[str, str], repeat: int) -> PartSample:
     numbers = {name: _whole(name, row[name]) for name in _NUMBERS}
     if numbers["rows"] > numbers["height"]:
-        raise ValueError(f"rows {numbers['rows']} are more than the height of {numbers['height']}; both are in latent pixels")
+        raise ValueError(
+            f"rows {numbers['rows']} are more than the height of {numbers['height']}; both are in latent pixels"
+        )
     texts = {name: row[name] for name in _PART if name not in _NUMBERS}
     return PartSample(**texts, **numbers, repeat=repeat, seconds=_seconds(row))  # type: ignore[arg-type]
 
