@@ -31,12 +31,12 @@ def told(plan: Plan, simulate: Simulate) -> tuple[float, tuple[int, ...]]:
     if short == plan:
         return timeline.latency_seconds, timeline.peak_memory_bytes
     ends = _ends(short, timeline)
-    total, beat = timeline.latency_seconds, 0
+    total_ns, beat = round(timeline.latency_seconds * 1e9), 0
     for phase, whole in zip(short.phases, plan.phases, strict=True):
         beat += phase.beats
         if whole.beats > phase.beats:
-            total += (whole.beats - phase.beats) * (ends[beat] - ends[beat - 1]) / 1e9
-    return total, timeline.peak_memory_bytes
+            total_ns += (whole.beats - phase.beats) * (ends[beat] - ends[beat - 1])
+    return total_ns / 1e9, timeline.peak_memory_bytes
 
 
 def _ends(plan: Plan, timeline: Timeline) -> list[int]:
