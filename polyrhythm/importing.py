@@ -31,7 +31,7 @@ from traces.loads import save_load
 from traces.nccl_tests import NcclTests
 from traces.nvidia_smi import Topology, UseLog
 from traces.profiler_run import ProfilerRun
-from traces.samples import samples, shared
+from traces.samples import by_flops, divided, samples
 from traces.store import load_model, save_timeline, save_trace
 
 TIMELINE = "timeline.json"
@@ -202,8 +202,8 @@ def _by_part(sample: PartSample, place: str) -> PartSample:
         )
     if len(sample.seconds) == len(model.parts):
         return sample
-    size = sample.rows, sample.height, sample.width
-    return replace(sample, seconds=tuple(shared(sample.seconds[0], model, 0, len(model.parts), *size)))
+    weights = by_flops(model, sample.rows, sample.height, sample.width)
+    return replace(sample, seconds=tuple(divided([(0, len(weights), sample.seconds[0])], weights)))
 
 
 def _as_gathers(messages: dict[str, list[MessageSample]], notes: list[str]) -> Iterable[MessageSample]:

@@ -106,10 +106,7 @@ def test_a_run_of_ours_is_a_trace(tmp_path):
     }
     pr_run("fit", tmp_path / "trace", "-o", tmp_path / "profile.json")
     again = document("simulate", tmp_path / "plan.json", "--profile", tmp_path / "profile.json")
-    busy = [[device["busy_seconds"] for device in found["devices"]] for found in (was, again)]
-    assert busy[1] == pytest.approx(busy[0], rel=0.01)
-    # Between two stops that are seen, parts are told apart by their FLOPs, so ranks meet a little earlier or later.
-    assert again["latency_seconds"] == pytest.approx(was["latency_seconds"], rel=0.12)
+    assert again["latency_seconds"] == pytest.approx(was["latency_seconds"], rel=0.02)
 
 
 def test_forwards_and_transfers_of_a_run_by_hand():

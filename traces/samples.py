@@ -1,14 +1,15 @@
 """A recorded run is a trace, too: its forwards and its transfers as samples, so that they can be fitted.
 
-A forward is what a rank computes of one step; the parts between two stops share their time by FLOPs. Of transfers only
-those count that their rank waited for as soon as it had posted them: of the others no end was seen. What a transfer
-behind compute still costs is the rest of its wait.
+A forward is what a rank computes of one step. The parts between two stops share their time by FLOPs; where a plan stops
+seldom, as they did where it stopped most, in its synchronous steps. Of transfers only those count that their rank waited
+for as soon as it had posted them: of the others no end was seen. What a transfer behind compute still costs is the rest of
+its wait.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -37,11 +38,22 @@ def samples(timeline: Timeline, plan: Plan, model: Model, cluster: Cluster) -> T
     return Trace({"devices": sorted({sample.device for sample in parts})}, tuple(parts), messages)
 
 
-def shared(seconds: float, model: Model, start: int, stop: int, rows: int, height: int, width: int) -> list[float]:
-    """Seconds of the parts between two stops, by their FLOPs; evenly, if those are not known."""
-    flops = [part.flops(rows * width, height * width) for part in model.parts[start:stop]]
-    whole = sum(flops)
-    return [seconds * (own / whole if whole else 1 / len(flops)) for own in flops]
+Span = tuple[int, int, float]  # parts from, to before, and their seconds
+
+
+def divided(spans: Sequence[Span], weights: Sequence[float]) -> list[float]:
+    """Seconds of every part of a forward, in proportion to the weights within a span; evenly, if those are all 0."""
+    seconds: list[float] = []
+    for start, stop, took in spans:
+        own = weights[start:stop]
+        whole = sum(own)
+        seconds += [took * (weight / whole if whole else 1 / len(own)) for weight in own]
+    return seconds
+
+
+def by_flops(model: Model, rows: int, height: int, width: int) -> list[float]:
+    """FLOPs of every part on a band of `rows`, for one item."""
+    return [part.flops(rows * width, height * width) for part in model.parts]
 
 
 Word = tuple[Phase, int, Op]
@@ -80,20 +92,34 @@ def _forwards(
     """A sample per step that the rank computed from the entry to the latent."""
     height, width = model.latent_size(plan.job)
     kind = cluster.device(plan.devices[rank]).kind
-    seconds: list[float] = []
+    forwards = list(_spans(log, rank, plan, len(model.parts)))
+    weights = {}
+    for size in {size for size, _ in forwards}:
+        flops = by_flops(model, size[0], height, width)
+        alike = [spans for own, spans in forwards if own == size]
+        finest = [divided(spans, flops) for spans in alike if len(spans) == max(map(len, alike))]
+        weights[size] = [median(times) for times in zip(*finest)]
+    for (rows, items), spans in forwards:
+        repeat = repeats[kind, rows, items]
+        repeats[kind, rows, items] += 1
+        seconds = tuple(divided(spans, weights[rows, items]))
+        yield PartSample(kind, model.name, height, width, plan.job.dtype, items, rows, repeat, seconds)
+
+
+def _spans(
+    log: list[tuple[Done, Word]], rank: int, plan: Plan, parts: int
+) -> Iterator[tuple[tuple[int, int], list[Span]]]:
+    """Rows and items, and the spans, of every forward from the entry to the latent."""
+    spans: list[Span] = []
     for done, (phase, _, op) in log:
         if not isinstance(op, Compute):
             continue
-        took = (done.event.end_ns - done.event.start_ns) / 1e9
-        seconds = [] if op.start == 0 else seconds
-        if len(seconds) == op.start:
-            seconds += shared(took, model, op.start, op.stop, op.rows.count, height, width)
-        if len(seconds) == len(model.parts):
-            rows, items = op.rows.count, batch(phase, rank, plan.job)
-            repeat = repeats[kind, rows, items]
-            repeats[kind, rows, items] += 1
-            yield PartSample(kind, model.name, height, width, plan.job.dtype, items, rows, repeat, tuple(seconds))
-            seconds = []
+        spans = [] if op.start == 0 else spans
+        if op.start == (spans[-1][1] if spans else 0):
+            spans.append((op.start, op.stop, (done.event.end_ns - done.event.start_ns) / 1e9))
+        if spans and spans[-1][1] == parts:
+            yield (op.rows.count, batch(phase, rank, plan.job)), spans
+            spans = []
 
 
 Key = tuple[str, str, int]  # link, verb, ranks
