@@ -162,6 +162,7 @@ class Parallel:
         self.calls, self.forwards = 0, 0
         original(*args, **kwargs)
         self.stepper, self.stepped, self.evaluated = sampler.Stepper(self.scheduler), None, None
+        self.levels = sampler.levels(self.scheduler)
 
     def _scale_model_input(self, original: Any, sample: Tensor, timestep: Any = None) -> Tensor:
         return self.stepper.scale(self.calls, sample)
@@ -204,14 +205,14 @@ class Parallel:
         """One evaluation on the own branches and rows. sample: (images x branches, ...) as the pipeline has it."""
         job, phase = self.plan.job, self.seam.phase
         rows, own = phase.rows[self.rank], phase.branches[self.rank]
-        items = [k * job.batch + i for k, b in enumerate(job.branches) if b in own for i in range(job.batch)]
-        whole = len(items) == sample.shape[0]
+        chosen = [k for k, branch in enumerate(job.branches) if branch in own]
 
         def pick(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: pick(v) for k, v in value.items()}
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == sample.shape[0] and not whole:
-                return value[items]
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] == sample.shape[0]:
+                branches = value.unflatten(0, (len(job.branches), job.batch))
+                return torch.cat([branches[k] for k in chosen]) if len(chosen) < len(job.branches) else value
             return value
 
         def forward(inputs: tuple[Tensor, Tensor, list[Any], dict[str, Any]]) -> Tensor:
@@ -328,19 +329,21 @@ class Parallel:
                 "guidance_rescale takes the spread of the whole noise, which not every rank of this plan has in every "
                 "step; switch it off, or take a plan of strides 1"
             )
-        self.levels = sampler.levels(self.scheduler)
         self.course = Course(self.plan, self.model, self.recorded)
         # A scheme that adapts may cut where its first plan does not.
         wanted = self.model.borders if self.plan.recipe else self.plan.carried()
         context = Context(self.model, job, self.rank, self.blank, self.levels, wanted, self.denoiser.device)
         if self.channels is not None and self.plan.ranks > 1:
-            digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
-            recipe = self.plan.recipe.digest if self.plan.recipe else ""
-            fields = {"plan": self.plan.digest, "what its scheme is given": recipe, "start latents (seed)": digest}
-            preflight.agree(self.channels, self.plan, self.rank, fields | self.versions)
+            self._agree(sample)
         self.clock.start()
         program = run(self.course, self.rank, context, self.channels, self.clock, self.pace)
         self.seam.begin(annotate.image(program, self.plan, self.rank), context)
+
+    def _agree(self, sample: Tensor) -> None:
+        digest = hashlib.sha256(sample.detach().float().cpu().numpy().tobytes()).hexdigest()
+        recipe = self.plan.recipe.digest if self.plan.recipe else ""
+        fields = {"plan": self.plan.digest, "what its scheme is given": recipe, "start latents (seed)": digest}
+        preflight.agree(self.channels, self.plan, self.rank, fields | self.versions)
 
     def _finish(self, latents: Tensor) -> None:
         received = {self.rank: dict(self.channels.received)} if self.channels is not None else {}

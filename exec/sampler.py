@@ -86,16 +86,21 @@ def made_for(scheduler: Any, kind: str) -> Any:
 def levels(scheduler: Any) -> list[float]:
     """Noise level at each grid step: sigma, noise over signal for DDIM; strictly falling."""
     if kind_of(scheduler) != "ddim":
-        return [float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+        return scheduler.sigmas[: len(scheduler.timesteps)].tolist()
     signal = scheduler.alphas_cumprod[scheduler.timesteps.cpu()]
-    return [float(sigma) for sigma in ((1 - signal) / signal) ** 0.5]
+    return (((1 - signal) / signal) ** 0.5).tolist()
 
 
 class Stepper:
-    """Steps of one rank through one image, each from a grid step to a later one. Made when the grid is set."""
+    """Steps of one rank through one image, each from a grid step to a later one. Made when the grid is set.
+
+    The grid is kept on the host: to read a number of it from a GPU in every step is to wait for all that the GPU has to do.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, self.kind = scheduler, kind_of(scheduler)
+        self.timesteps = scheduler.timesteps.cpu()
+        self.sigmas = None if self.kind == "ddim" else scheduler.sigmas.cpu()
         self.restart()
 
     def restart(self) -> None:
@@ -113,7 +118,7 @@ class Stepper:
             return sample
         twin = self._twin()
         twin._step_index = i
-        return twin.scale_model_input(sample, self.scheduler.timesteps[i])
+        return twin.scale_model_input(sample, self.timesteps[i])
 
     def step(self, i: int, j: int, sample: Tensor, prediction: Tensor, **how: Any) -> Tensor:
         """The latent at grid step j from the latent `sample` and the model's `prediction` at grid step i < j.
@@ -121,15 +126,15 @@ class Stepper:
         Any shape. how: as the scheduler's own step takes it: eta, generator.
         """
         if self.kind == "ddim":
-            return _ddim(self.scheduler, i, j, sample, prediction, **how)
-        last = len(self.scheduler.timesteps)
+            return _ddim(self.scheduler, self.timesteps, i, j, sample, prediction, **how)
+        last = len(self.timesteps)
         points = [*self.visited, i, *range(j, last)]
-        self.twin.timesteps = self.scheduler.timesteps[points]
-        self.twin.sigmas = self.scheduler.sigmas[[*points, last]]
+        self.twin.timesteps = self.timesteps[points]
+        self.twin.sigmas = self.sigmas[[*points, last]]
         self.twin._step_index = len(self.visited)
         self.twin.is_scale_input_called = True
         self.visited.append(i)
-        return self.twin.step(prediction, self.scheduler.timesteps[i], sample, return_dict=False, **how)[0]
+        return self.twin.step(prediction, self.timesteps[i], sample, return_dict=False, **how)[0]
 
     def skip(self, i: int, sample: Tensor, prediction: Tensor, **how: Any) -> None:
         """Draw the noise of grid step i and throw it away: a rank that skips the step must not fall behind in noise."""
@@ -148,6 +153,7 @@ class Stepper:
 
 def _ddim(
     scheduler: Any,
+    timesteps: Tensor,
     i: int,
     j: int,
     sample: Tensor,
@@ -163,8 +169,8 @@ def _ddim(
     if use_clipped_model_output:
         raise InputError("sampler: use_clipped_model_output is not supported; leave it out")
     config = scheduler.config
-    into = int(scheduler.timesteps[j - 1]) - config.num_train_timesteps // len(scheduler.timesteps)
-    a = scheduler.alphas_cumprod[int(scheduler.timesteps[i])]
+    into = int(timesteps[j - 1]) - config.num_train_timesteps // len(timesteps)
+    a = scheduler.alphas_cumprod[int(timesteps[i])]
     b = scheduler.alphas_cumprod[into] if into >= 0 else scheduler.final_alpha_cumprod
     if config.prediction_type == "epsilon":
         x0, noise = (sample - (1 - a) ** 0.5 * prediction) / a**0.5, prediction
