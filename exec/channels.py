@@ -36,6 +36,11 @@ class Pending:
         return self.received
 
 
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy in memory that does not move, between which and the device several times as much goes in a second."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+
+
 class Channels:
     """Named channels between all processes. `members[r]` is the process (global rank) that plays the plan's rank r.
 
@@ -58,6 +63,8 @@ class Channels:
         with unpinned():
             for name in sorted(set(names) - set(self.groups)):
                 self.groups[name] = dist.new_group(timeout=self._timeout)
+                if dist.get_backend() == "nccl":  # a first message between some of the ranks could not connect all
+                    dist.barrier(self.groups[name], device_ids=[torch.cuda.current_device()])
 
     def reset(self, members: tuple[int, ...]) -> None:
         self.members = members
@@ -75,9 +82,9 @@ class Channels:
         place = torch.device("cpu") if host else like.device
         each = outgoing if isinstance(outgoing, dict) else dict.fromkeys(to, outgoing)
         if host:
-            on_host = {id(tensor): tensor.cpu() for tensor in each.values()}
+            on_host = {id(tensor): _to_host(tensor) for tensor in each.values()}
             each = {peer: on_host[id(tensor)] for peer, tensor in each.items()}
-        received = {peer: torch.empty(sizes[peer], dtype=like.dtype, device=place) for peer in sources}
+        received = {peer: torch.empty(sizes[peer], dtype=like.dtype, device=place, pin_memory=host) for peer in sources}
         group = self.groups[op.channel]
         # Receives first: a posted receive lets the peer's send finish while this rank computes.
         calls = [self._call(dist.irecv, received[peer], peer, op.channel, group) for peer in sources]

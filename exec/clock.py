@@ -84,7 +84,10 @@ class CudaClock(Clock):
         return event
 
     def host_ns(self, mark) -> int:
-        return time.perf_counter_ns()
+        """Waits for the device: only a paced one is asked."""
+        now = self.mark()
+        self._settle(now)
+        return time.perf_counter_ns() - self._span(mark, now)
 
     def events(self) -> list[Event]:
         torch.cuda.synchronize()

@@ -3,7 +3,7 @@
 The adapter knows what a tensor means, only the plan knows when it travels; here is the meeting place. Shapes per stop,
 with b batch items, T tokens and W columns at that depth, n the rows of a band:
 `kv` (b, T, 2C) keys then values; `halo` (2, b, C, pad, W) top and bottom edge rows; `stat` (b, G, 2) E[x] and E[x^2] per
-group; `border` (b, C, n, W) of a U-Net, (b, T + text tokens, C) of a transformer; `noise` (b, C, n, W); `latent`
+group, on the way in half precision E[x] and the deviation; `border` (b, C, n, W) of a U-Net, (b, T + text tokens, C) of a transformer; `noise` (b, C, n, W); `latent`
 (images, C, n, W). Of a border there is one tensor, what was last known there, whichever rank computed it.
 """
 
@@ -20,7 +20,7 @@ from exec.attention import Asked, Pieces
 from planner.errors import PlanError
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Broadcast, Gather, Parcel, Rows
+from planner.ops import Broadcast, Compute, Gather, Parcel, Rows
 from planner.plan import Phase, batch, parcel_bytes
 
 WIRE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,6 +76,8 @@ class Context:
         if phase is not self.phase:
             self.phase, self.group = phase, phase.band_group(self.rank)
             self.weights, self.makes_noise = self._weights(phase), self._makes_noise(phase)
+            divided = any(isinstance(op, Compute) and op.keys for op in phase.ops[self.rank])
+            self.in_pieces = divided or bool(phase.context.heads)
 
     @property
     def rows(self) -> Rows:
@@ -109,7 +111,8 @@ class Context:
 
     def pack(self, what: Parcel, to: int = 0) -> Tensor:
         """Tensors of the parcel for rank `to`, flattened one after the other in the job's dtype, of the planned size."""
-        flat = torch.cat([self._cut(s, what, to).reshape(-1) for s in what.stops]).to(WIRE[self.job.dtype])
+        cut = [self._carried(s, self._cut(s, what, to)) for s in what.stops]
+        flat = torch.cat([tensor.reshape(-1) for tensor in cut]).to(WIRE[self.job.dtype])
         planned = parcel_bytes(self.model, self.job, self.phase, self.rank, what, to)
         if flat.nbytes != planned:
             raise PlanError(
@@ -126,8 +129,28 @@ class Context:
         for s in what.stops:
             shape = self.shape(phase, s, origin, what)
             count = torch.Size(shape).numel()
-            self.keep(phase, s, origin, flat[at : at + count].view(shape), step)
+            self.keep(phase, s, origin, self._brought(s, flat[at : at + count].view(shape)), step)
             at += count
+
+    def _carried(self, stop: int, tensor: Tensor) -> Tensor:
+        """As it travels: in half precision moments do so as mean and deviation.
+
+        The mean of squares would overflow where the deviation is far from it, and its rounding drown a small variance.
+        """
+        if not self._halved(stop):
+            return tensor
+        mean, square = tensor.unbind(-1)
+        return torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()], dim=-1)
+
+    def _brought(self, stop: int, tensor: Tensor) -> Tensor:
+        """Inverse of `_carried`."""
+        if not self._halved(stop):
+            return tensor
+        mean, deviation = tensor.float().unbind(-1)
+        return torch.stack([mean, deviation * deviation + mean * mean], dim=-1)
+
+    def _halved(self, stop: int) -> bool:
+        return self.model.stops[stop].kind == "stat" and self.job.dtype != "float32"
 
     def _cut(self, stop: int, what: Parcel, to: int) -> Tensor:
         """The part of the tensor at `stop` that is in `what`."""
@@ -228,7 +251,7 @@ class Context:
             stale = {r: self.stale(stop, r).float() for r in self.weights}
             own = sum(w * stale[r] for r, w in self.weights.items()) + (own - stale[self.rank])
         mean, variance = own[..., 0], own[..., 1] - own[..., 0] ** 2
-        # A corrected variance may come out negative, and so may one of moments that travelled in half precision.
+        # A corrected variance may come out negative.
         variance = torch.where(variance < 0, local[..., 1] - local[..., 0] ** 2, variance)
         bessel = policy.bessel and policy.stat != "local"  # the published code leaves local GroupNorm alone
         return mean, variance * (count / (count - 1)) if bessel else variance
@@ -311,9 +334,8 @@ class Context:
             raise PlanError(
                 f"rank {self.rank}: {self.model.stops[stop].name} needs rank {rank}'s tensor, which no op of the plan brought"
             )
-        zeros = torch.zeros(self.shape(self.phase, stop, rank))
-        self.theirs.setdefault(stop, {})[rank] = zeros.to(self.own.get(stop, self.like))
-        return self.theirs[stop][rank]
+        zeros = self.own.get(stop, self.like).new_zeros(self.shape(self.phase, stop, rank))
+        return self.theirs.setdefault(stop, {}).setdefault(rank, zeros)
 
     def _makes_noise(self, phase: Phase) -> bool:
         """Whether this rank's own noise is used: not where it is only given others'."""

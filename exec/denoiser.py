@@ -112,15 +112,17 @@ class Seam:
             self.passing(stop)
         elif self.live:
             both = torch.cat([key.flatten(2), value.flatten(2)], dim=-1)
+            pieces = asked if self.context.in_pieces else None  # a recorded forward keeps for ever what `met` names
 
             def met() -> tuple[Tensor]:
-                self.context.ask(stop, asked)
+                if pieces is not None:
+                    self.context.ask(stop, pieces)
                 self.at(stop, both)
-                done = self.context.attended(stop)
-                return (self.context.keys_values(stop).to(key.dtype) if done is None else done,)
+                done = self.context.attended(stop) if pieces is not None else None
+                return (self.context.keys_values(stop).to(both.dtype) if done is None else done,)
 
             (found,) = self._pause(met)
-            if self.context.started:
+            if pieces is not None and self.context.started:
                 return asked.parted(found)
             key, value = (x.unflatten(-1, key.shape[2:]) for x in found.chunk(2, dim=-1))
         return asked.parted(asked.over(key, value))

@@ -11,6 +11,7 @@ which perform their ops one by one: no faster, but it shows without a GPU that n
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ class Device(Protocol):
     def graph(self) -> Graph: ...
 
     def recording(self) -> Any:
-        """A context in which graphs can be recorded."""
+        """A context in which an evaluation can be recorded, and the one before that is like it."""
 
 
 @dataclass
@@ -100,6 +101,10 @@ class Recorder:
         self.replayed += 1
         return found.out
 
+    def forget(self) -> None:
+        """Let go of all graphs and their memory."""
+        self.known.clear()
+
     def pause(self, work: Work) -> tuple[Tensor, ...]:
         """Leave the forward for `work`, and come back with what it gives."""
         if self._open is None:
@@ -112,7 +117,7 @@ class Recorder:
 
     def _recorded(self, forward: Callable[[Any], Tensor], tensors: list[Tensor], leaves: list[Any], tree: Any) -> Evaluation:
         home = max((x.device for x in tensors), key=lambda device: device.type == "cuda")
-        with self.device.recording():
+        with self.device.recording(), uncollected():
             made = self._open = Evaluation([x.to(home, copy=True) for x in tensors])
             places = iter(made.inputs)
             inside = [next(places) if isinstance(x, Tensor) else x for x in leaves]
@@ -137,6 +142,17 @@ class Recorder:
         graph, self._graph = self._graph, None
         graph.end()
         return graph
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage that holds old graphs must not be found in here: to destroy one breaks off the capture of another."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def recorder(device: torch.device) -> Recorder:
@@ -164,6 +180,7 @@ class CudaGraphs:
             warnings.filterwarnings("ignore", "The CUDA Graph is empty")
             yield
         outer.wait_stream(self.stream)
+        torch.cuda.empty_cache()  # what this stream keeps, neither the others nor the graphs can have
 
 
 class CudaGraph:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -98,9 +98,9 @@ class Ranks:
     """`count` worker processes that perform one task after another; a context manager.
 
     cores: one core per rank to pin it to. silent_seconds: how long a rank may go without a beat in a task.
-    start_seconds: how long all may take to import torch and meet. log_directory: where rank0.log, rank1.log, ...
-    (stdout and stderr) go; default: nowhere, but their ends are shown if something fails. On Linux the ranks die
-    with the thread that entered the context, however it ends. Raises InputError for a count or cores that cannot be.
+    start_seconds: how long all may take to import torch and meet. environments: per rank more environment variables.
+    log_directory: where rank0.log, rank1.log, ... (stdout and stderr) go; default: nowhere, but their ends are shown
+    if something fails. On Linux the ranks die with the thread that entered the context, however it ends. Raises InputError for a count or cores that cannot be.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Ranks:
         cores: Sequence[int] | None = None,
         silent_seconds: float = 30.0,
         start_seconds: float = 120.0,
+        environments: Sequence[Mapping[str, str]] = (),
         log_directory: str | os.PathLike[str] | None = None,
     ) -> None:
         if count < 1:
@@ -120,6 +121,7 @@ class Ranks:
         self.count, self.backend, self.cores = count, backend, cores
         self.silent_seconds, self.start_seconds = silent_seconds, start_seconds
         self.closed = True
+        self._own = [dict(each) for each in environments] or [{}] * count
         self._log_directory = None if log_directory is None else Path(log_directory)
         self._ranks: list[_Rank] = []
         self._faults: list[Fault] = []
@@ -271,7 +273,7 @@ class Ranks:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment | {"RANK": str(index), "LOCAL_RANK": str(index)},
+                env=environment | self._own[index] | {"RANK": str(index), "LOCAL_RANK": str(index)},
                 pass_fds=[commands_out, reports_in, *([store.fileno()] if index == 0 else [])],
                 process_group=0,
             )
@@ -431,10 +433,10 @@ class Ranks:
         self._fail(rank, RankStalled, f"{rank.name} {sentence}: {silence}, {_doing(rank)}")
 
     def _fail(self, rank: _Rank, kind: type[PolyrhythmError], sentence: str) -> NoReturn:
-        """Stop all ranks, then raise; the end of the rank's log goes along as a note."""
+        """Stop all ranks, then raise; the end of the rank's log goes along as a note, unless the sentence says all."""
         tail = rank.tail()
         error = kind(f"{sentence}; {self.stop()}")
-        if tail:
+        if tail and kind in (RankFailed, RankStalled):
             error.add_note(f"the end of rank {rank.index}'s log:\n{tail}")
         raise error
 
@@ -453,8 +455,9 @@ def join_torchrun(backend: str = "gloo", timeout_seconds: float = 60.0) -> tuple
     import torch.distributed as dist
 
     die_with_parent()  # torchrun, when killed itself, leaves its workers behind
-    device = take_gpu(int(os.environ.get("LOCAL_RANK", "0"))) if backend == "nccl" else None
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=device)
+    device = take_gpu(int(os.environ.get("LOCAL_RANK", "0")), backend)
+    bound = device if backend == "nccl" else None
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), device_id=bound)
     return dist.get_rank(), dist.get_world_size()
 
 

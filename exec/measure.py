@@ -118,9 +118,17 @@ def properties() -> dict[str, Any]:
         "multiprocessors": found.multi_processor_count,
         "capability": f"{found.major}.{found.minor}",
         "cuda": torch.version.cuda,
-        "sm_megahertz": torch.cuda.clock_rate(),
-        "watts": torch.cuda.power_draw() / 1000,
+        "sm_megahertz": _told(torch.cuda.clock_rate),
+        "watts": _told(torch.cuda.power_draw) / 1000,
     }
+
+
+def _told(ask: Callable[[], int]) -> int:
+    """What the driver's management library says, 0 where there is none."""
+    try:
+        return ask()
+    except (ImportError, RuntimeError, OSError):
+        return 0
 
 
 def _megahertz(core: int) -> float:

@@ -28,10 +28,12 @@ PIECES = 8  # tensors that are packed into one message
 _PARCEL = Parcel("message", ())
 
 
-def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat) -> list[dict[str, Any]]:
+def messages(
+    channels: Channels, request: Request, pace: Pace | None, beat: Beat, device: torch.device
+) -> list[dict[str, Any]]:
     """MessageSamples (as dicts) of what this process received: every size in random order, `message_repeats` times.
 
-    A gather of which each receives n bytes in a group of g moves n / (g - 1) from each member.
+    device: where what is sent is, and the compute beside which it is. A gather of which each receives n bytes in a group of g moves n / (g - 1) from each member.
     """
     samples = []
     for transfer in request.transfers:
@@ -43,7 +45,7 @@ def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat
             sizes = list(request.nbytes)
             random.Random(repeat).shuffle(sizes)  # the same order on all ranks
             for nbytes in sizes if dist.get_rank() in members else ():
-                times = time_transfer(channels, verb, members, nbytes, pace)
+                times = time_transfer(channels, verb, members, nbytes, pace, device)
                 if times:
                     samples.append(asdict(MessageSample(link, len(members), nbytes, repeat, *times, verb)))
             dist.barrier()
@@ -51,7 +53,7 @@ def messages(channels: Channels, request: Request, pace: Pace | None, beat: Beat
 
 
 def time_transfer(
-    channels: Channels, verb: str, members: tuple[int, ...], nbytes: int, pace: Pace | None
+    channels: Channels, verb: str, members: tuple[int, ...], nbytes: int, pace: Pace | None, device: torch.device
 ) -> tuple[float, float, float] | None:
     """(post, total, hidden) seconds of one transfer, see `planner.profile.MessageTable`; None for who only sends.
 
@@ -60,7 +62,7 @@ def time_transfer(
     me = dist.get_rank()
     op, share = _op(verb, members, me), max(1, nbytes // (len(members) - 1) if verb == "gather" else nbytes)
     to, sources = peers(op, me)
-    like = torch.zeros(share, dtype=torch.uint8, device=channels.device)
+    like = torch.zeros(share, dtype=torch.uint8, device=device)
     pieces = like.chunk(PIECES)
 
     def start() -> Pending:
@@ -69,14 +71,14 @@ def time_transfer(
     def lined_up(seconds: float) -> float:
         """What compute of `seconds` takes, right after all members have met."""
         _shared(channels, members, 0.0)
-        return _work(seconds, pace, channels.device)
+        return _work(seconds, pace, device)
 
     lined_up(BEFORE)
     t0 = time.perf_counter()
     pending = start()
     t1 = time.perf_counter()
     pending.wait()
-    _settle()
+    _settle(device)
     t2 = time.perf_counter()
     last = max(_shared(channels, members, t0))
     work = 2 * (t2 - last) + 2e-3
@@ -84,9 +86,9 @@ def time_transfer(
     lined_up(BEFORE)
     t3 = time.perf_counter()
     pending = start()
-    _work(work, pace, channels.device)
+    _work(work, pace, device)
     pending.wait()
-    _settle()
+    _settle(device)
     t4 = time.perf_counter()
     post = t1 - t0
     return (post, max(t2 - last, post), max(0.0, (t4 - t3) - alone - post)) if sources else None
@@ -110,10 +112,10 @@ def _op(verb: str, members: tuple[int, ...], me: int) -> Transfer:
     )
 
 
-def _settle() -> None:
+def _settle(device: torch.device) -> None:
     """A wait on a GPU only orders streams; the host clock needs it done."""
-    if torch.cuda.is_available() and dist.get_backend() == "nccl":
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _work(seconds: float, pace: Pace | None, device: torch.device) -> float:
@@ -144,9 +146,10 @@ def _multiply(count: int, device: torch.device) -> None:
     block = _block(device)
     for _ in range(count):
         torch.mm(block, block)
-    _settle()
+    _settle(device)
 
 
 @cache
 def _block(device: torch.device) -> torch.Tensor:
-    return torch.ones(96, 96, device=device)
+    side = 96 if device.type == "cpu" else 1536  # on a GPU, more than a launch takes
+    return torch.ones(side, side, device=device)

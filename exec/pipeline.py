@@ -126,6 +126,9 @@ class Parallel:
                 setattr(self.scheduler, name, after)
 
     def remove(self) -> None:
+        self.seam.close()
+        if self.seam.recorder is not None:
+            self.seam.recorder.forget()
         self.adapter.remove()
         self.denoiser.__dict__.pop("forward", None)
         for name in ("step", "scale_model_input", "set_timesteps"):

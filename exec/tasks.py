@@ -60,6 +60,10 @@ def run(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     channels.open(plan.channels())
     device = _device()
     pipe = _pipeline(args["model"], plan.job.dtype, device, plan.job.sampler)
+    dist.barrier()  # whoever loads faster must not run into a transfer's timeout
+    beat(0, of=plan.job.steps)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if me not in members:
         return {"timelines": [], "plans": []}
     rank = members.index(me)
@@ -102,12 +106,14 @@ def measure(args: dict[str, Any], beat: Beat) -> dict[str, Any]:
     """Time this rank's device part by part and its links; see `exec.measure`. args as `exec.measure.Request`, and pace."""
     request = measuring.Request(**args["request"])
     pipe = _pipeline(request.model, request.dtype, _device(), request.sampler)
+    dist.barrier()
     pace = _pace(args.get("pace"))
     channels = _channels(args["timeout_seconds"])
     channels.reset(tuple(range(dist.get_world_size())))
     parts = measuring.parts(pipe, request, pace, beat) if request.rows else []
     dist.barrier()
-    messages = measure_links.messages(channels, request, pace, beat) if request.nbytes else []
+    device = denoiser(pipe).device
+    messages = measure_links.messages(channels, request, pace, beat, device) if request.nbytes else []
     return {"parts": parts, "messages": messages, "properties": measuring.properties()}
 
 
@@ -197,9 +203,7 @@ def _pace(document: dict[str, Any] | None) -> Pace | None:
 
 
 def _device() -> str:
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{dist.get_rank() % torch.cuda.device_count()}"
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def _peak_memory() -> int:

@@ -138,23 +138,32 @@ def join(options: dict[str, Any]) -> dict[str, Any]:
     backend, timeout = options["backend"], timedelta(seconds=options["timeout_seconds"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    device = take_gpu(rank) if backend == "nccl" else None
+    device = take_gpu(int(os.environ["LOCAL_RANK"]), backend)
     hosting = {} if options["store"] is None else {"master_listen_fd": options["store"]}
     store = dist.TCPStore(address, port, world, bool(hosting), timeout, wait_for_workers=False, **hosting)
     mine = dist.PrefixStore(os.environ["POLYRHYTHM_RUN"], store)
     with unpinned():
-        dist.init_process_group(backend, store=mine, rank=rank, world_size=world, timeout=timeout, device_id=device)
+        bound = device if backend == "nccl" else None
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=world, timeout=timeout, device_id=bound)
     return {"pid": os.getpid(), "torch": torch.__version__}
 
 
-def take_gpu(local_rank: int) -> Any:
-    """Make GPU `local_rank` this process's device; InputError if there are not so many."""
+def take_gpu(local_rank: int, backend: str) -> Any:
+    """This process's device: with NCCL GPU `local_rank`, with gloo ranks share what there is; None without a GPU.
+
+    InputError if NCCL has not so many. Single precision is single precision from here on, not TF32: else ranks could not
+    be held against one device.
+    """
     import torch
 
-    if local_rank >= (count := torch.cuda.device_count()):
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if backend == "nccl" and local_rank >= count:
         raise errors.InputError(f"backend nccl: rank {local_rank} needs a GPU of its own, here are {count}; use gloo")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    if not count:
+        return None
+    torch.cuda.set_device(local_rank % count)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda", local_rank % count)
 
 
 def leave(code: int) -> NoReturn:
@@ -193,6 +202,7 @@ def where(frame: FrameType | None) -> dict[str, Any]:
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         waits = waits or path == _HERE / "channels.py" or "torch/distributed" in path.as_posix()
+        waits = waits or "torch/cuda" in path.as_posix()  # for the GPU, which itself waits for a peer
         if path.parent == _HERE:
             place = place or f"exec/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"
             if path.name == "run.py" and isinstance(word := frame.f_locals.get("op"), Op):

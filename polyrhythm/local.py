@@ -37,6 +37,7 @@ from traces.store import load_model
 PACE = 2.0
 MESSAGE_SIZES = (64, 1 << 10, 1 << 12, *(1 << power for power in range(14, 24)))
 TIMEOUT_SECONDS = 60.0
+LOADING_SECONDS = 600.0  # until its first beat a rank may be loading gigabytes
 # What is timed while others keep more cores busy than this is timed again: of a measurement so many sweeps at most.
 FOREIGN_CORES = 0.06
 SPARE_SWEEPS = 2
@@ -79,7 +80,8 @@ class Machine:
     competitors: busy processes to run beside each device (0 for none). nominal: what paced devices are paced by; made
     by `calibrate` if needed, or taken from a profile that was measured with it. arriving: {device: [(grid step,
     occupancy)]}, somebody else's jobs that a paced device makes room for from a step on, in every image. graphs: runs and
-    what is measured of parts are of recorded evaluations (`exec.graphs`).
+    what is measured of parts are of recorded evaluations (`exec.graphs`). environments: per device more environment
+    variables of its process.
     """
 
     cluster: Cluster
@@ -89,6 +91,7 @@ class Machine:
     progress: Progress = lambda text: None
     arriving: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     graphs: bool = False
+    environments: Sequence[Mapping[str, str]] = ()
     _ranks: Ranks | None = field(default=None, repr=False)
 
     def __enter__(self) -> Machine:
@@ -98,7 +101,10 @@ class Machine:
         count = len(self.cluster.devices)
         cores = sorted(os.sched_getaffinity(0))
         pins = [cores[i % len(cores)] for i in range(count)] if self.on_cpu else None
-        self._ranks = Ranks(count, backend=self.backend, cores=pins, silent_seconds=TIMEOUT_SECONDS).__enter__()
+        own = self.environments or [{"CUDA_VISIBLE_DEVICES": ""} if self.on_cpu else {}] * count
+        self._ranks = Ranks(
+            count, backend=self.backend, cores=pins, silent_seconds=LOADING_SECONDS, environments=own
+        ).__enter__()
         self._busy = [_competitor(pins[i]) for i, n in enumerate(self.competitors) for _ in range(n)] if pins else []
         return self
 
@@ -216,7 +222,7 @@ class Machine:
         load = Load(self.processes)
         each = paces or [None] * len(self.kinds)
         args = [{"request": request, "pace": pace, "timeout_seconds": TIMEOUT_SECONDS} for pace in each]
-        results = self._ranks.call("measure", args, deadline_seconds=900)
+        results = self._ranks.call("measure", args, deadline_seconds=900, silent_seconds=TIMEOUT_SECONDS)
         parts = [PartSample(**(s | {"seconds": tuple(s["seconds"])})) for r in results for s in r["parts"]]
         messages = [MessageSample(**s) for r in results for s in r["messages"]]
         return Sweep(tuple(parts), tuple(messages), [r["properties"] for r in results], load.foreign_cores())
@@ -379,7 +385,7 @@ def _as_rank(plan: Plan, model: str, backend: str, **what: Any) -> RunResult:
     """This process's part of a plan whose ranks torchrun has started; rank 0 returns with everybody's timeline."""
     from exec import tasks
 
-    rank, ranks = join_torchrun(backend, TIMEOUT_SECONDS)
+    rank, ranks = join_torchrun(backend, LOADING_SECONDS)
     if ranks != plan.ranks:
         raise InputError(
             f"the plan has {plan.ranks} ranks, torchrun started {ranks}; use --nproc-per-node {plan.ranks}"

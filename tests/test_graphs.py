@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from exec.graphs import Recorder, Tapes
+from exec.graphs import Recorder, Tape, Tapes
+from exec.measure import alone
 from exec.models import load_pipeline
 from exec.pipeline import parallelize, unparallelize
 from planner.errors import InputError
+from planner.job import Job
 from polyrhythm.local import Machine
 from tests import tiny
 from tests.test_exec import described, image, plan_for
@@ -128,3 +131,27 @@ def test_an_error_of_the_plan_comes_through_a_recording() -> None:
     for _ in range(2):  # recorded after all, and replayed
         assert torch.equal(recorder.evaluate("kind", forward, x), torch.full((2,), 1.5))
     assert recorder.replayed == 1
+
+
+def test_old_graphs_go_before_new_ones_are_recorded(homes: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph that is destroyed during the capture of another breaks it off; only the garbage collector might."""
+    died = []
+
+    class Mortal(Tape):
+        def begin(self) -> None:
+            assert not gc.isenabled()
+            super().begin()
+
+        def __del__(self) -> None:
+            died.append(1)
+
+    monkeypatch.setattr(Tapes, "graph", lambda self: Mortal())
+    pipe = load_pipeline(str(homes["unet"]), sampler="ddim")
+    plan = alone(pipe, Job("unet", 32, 32, 3, 4.0, "ddim", "float32"), 2, 16)  # which leaves the forward at every stop
+    for _ in range(3):
+        parallelize(pipe, plan, 0, blank=True, graphs=True)
+        tiny.call(pipe, homes["unet"], 3)
+        gone = len(died)
+        unparallelize(pipe)
+        assert len(died) > gone  # at once, whoever else still holds the recorder
+    assert gc.isenabled()
