@@ -13,9 +13,9 @@ test: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/polyrhythm demo $(ARGS)
 
-# Needs a GPU; with no network, and torch and diffusers already there: python benchmarks/gpu.py
+# Needs a GPU; with no network, and torch and diffusers already there: python -m benchmarks.gpu
 gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

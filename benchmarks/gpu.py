@@ -1,12 +1,17 @@
-"""What only a GPU can show, in one command: correctness, speed of one rank, CUDA graphs, profiles, unequal shares, overlap.
+"""What only a GPU can show, in one command: correctness, speed of one rank, CUDA graphs, profiles, links, unequal ranks, overlap.
 
-    make gpu        or        python benchmarks/gpu.py [parity speed graphs profile unequal overlap]
-                                  [--models sdxl sd3-medium] [--pixels 1024] [--dtype float16] [--out out/gpu] [--tiny]
+    make gpu        or, where nothing is installed and nothing can be:  python -m benchmarks.gpu
+        [parity speed graphs profile links unequal overlap]  [--models sdxl sd3-medium]  [--pixels 1024 ...]
+        [--dtype float16]  [--out out/gpu]  [--store DIR]  [--tiny]
 
-Models have their published shapes and random weights; nothing is downloaded. Ranks that share a card talk over gloo,
-staged through the host; with a card each, over NCCL. Every part writes OUT/<part>.json with the card, versions and the
-command; one that fails is reported and the others go on (exit code 1). --tiny takes the two small shipped models on
-whatever device there is: for trying this script without a GPU, its figures mean nothing.
+Models have their published shapes and random weights, made in the store and kept there; nothing is downloaded. Ranks
+that share a card talk over gloo, staged through the host; with a card each, over NCCL. Beside every figure stands its
+floor: FLOPs over the matrix rate that the card reaches, bytes over the rate at which it copies.
+
+Every finding is written at once, to OUT/<part>-<model>.json with the card, versions and the command, so that a run with
+a limit of time keeps what it has; what fails is reported and the rest goes on (exit code 1). On an H200 a part and a
+model are meant to take a few minutes. --tiny takes the two small shipped models on whatever device there is: for trying
+this script without a GPU; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -18,19 +23,21 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from exec.describe import CONFIGS
+from benchmarks.gpu_models import random_pipeline
+from benchmarks.gpu_shares import shares, tenant
 from exec.graphs import Recorder, recorder
 from exec.measure import alone
-from exec.models import arguments, denoiser, load_pipeline
+from exec.models import arguments, denoiser, load_pipeline, planned_call
 from exec.pipeline import parallelize, unparallelize
 from planner.cluster import Cluster, Device, Link
 from planner.cost import Cost
@@ -38,51 +45,76 @@ from planner.job import Job
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.schemes import SCHEMES
+from planner.volume import volume
 from polyrhythm import api
-from polyrhythm.local import Machine, machine, model_directory
+from polyrhythm.choosing import Wish
+from polyrhythm.local import Machine, band_sizes, machine, model_directory
+from polyrhythm.rehearsal import fitted
 from sim.run import run as simulate
-from traces.fit import fit, report
-from traces.store import load_model, save_profile
-from traces.tables import save_trace
+from traces.fit import report
+from traces.store import load_model, save_profile, save_trace
 
 TINY = ("shapes-unet", "shapes-mmdit")
+PROFILED = ("sdxl", "sd15", "sd3-medium", "pixart-alpha", "flux-dev")
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}  # of latents after a few steps, relative to their norm
-SHARES = (0.3, 0.5, 0.7)  # of its time that the background tenant keeps the card busy
+# What is profiled: pixels, band heights, rounds. A forward at 4096 takes as long as fifty at 1024.
+PROFILE = ((512, 8, 3), (1024, 12, 3), (2048, 8, 2), (4096, 4, 2))
+TENANTS = (0.3, 0.5, 0.7)  # of the card's time that another process asks for
+SIZES = tuple(1 << power for power in range(10, 28, 2))  # bytes of a message
+
+Found = Iterator[dict[str, Any]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
-    parser.add_argument("--models", nargs="+", default=["sdxl", "sd3-medium"])
-    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--models", nargs="+", help="default: sdxl sd3-medium; of profile: " + " ".join(PROFILED))
+    parser.add_argument("--pixels", nargs="+", type=int, help="of profile; others take the first, 1024 by default")
     parser.add_argument("--dtype", default="float16", choices=TOLERANCE)
     parser.add_argument("--out", default="out/gpu")
+    parser.add_argument("--store", help="where the models are kept; default: OUT/models")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     if options.tiny:
-        options.models, options.pixels, options.dtype = list(TINY), 128, "float32"
+        options.models, options.pixels, options.dtype = options.models or list(TINY), [128], "float32"
     elif not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --tiny tries the script on small models without one")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    home = Path(options.out)
-    home.mkdir(parents=True, exist_ok=True)
     failed = []
     for part in options.parts or PARTS:
-        began = time.monotonic()
-        try:
-            found: Any = [PARTS[part](Subject(name, options)) for name in options.models]
-        except Exception:
-            traceback.print_exc()
-            failed.append(part)
-            found = {"failed": traceback.format_exc(limit=3).splitlines()[-1]}
-        about = {"machine": machine(), "card": card(), "command": " ".join(sys.argv), "seconds": time.monotonic() - began}
-        (home / f"{part}.json").write_text(json.dumps({"part": part, "about": about, "found": found}, indent=1))
-        print(f"{part}: {json.dumps(found, indent=1)}", flush=True)
+        for model in options.models or (PROFILED if part == "profile" else ("sdxl", "sd3-medium")):
+            if not perform(part, model, options):
+                failed.append(f"{part} of {model}")
     print(f"failed: {', '.join(failed)}" if failed else "all parts done", flush=True)
     return int(bool(failed))
+
+
+def perform(part: str, model: str, options: argparse.Namespace) -> bool:
+    """One part of one model; every finding is written as soon as it is there."""
+    began, found, home = time.monotonic(), [], Path(options.out)
+    home.mkdir(parents=True, exist_ok=True)
+    about = {"machine": machine(), "card": card(), "command": " ".join(sys.argv)}
+
+    def note(row: dict[str, Any]) -> None:
+        found.append(row)
+        document = {"part": part, "model": model, "about": about, "seconds": time.monotonic() - began, "found": found}
+        (home / f"{part}-{model}.json").write_text(json.dumps(document, indent=1))
+        print(f"{part} {model}: {json.dumps(row)}", flush=True)
+
+    try:
+        for row in PARTS[part](Subject(model, options)):
+            note(row)
+    except Exception:
+        traceback.print_exc()
+        note({"failed": traceback.format_exc(limit=3).splitlines()[-1]})
+        return False
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return True
 
 
 def card() -> dict[str, Any]:
@@ -90,23 +122,49 @@ def card() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"name": "none"}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit,clocks.sm,clocks.mem", "--format=csv,noheader"]
-    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError as error:
+        said = str(error)
     properties = torch.cuda.get_device_properties(0)
     return {"name": properties.name, "memory_bytes": properties.total_memory, "nvidia_smi": said, "cuda": torch.version.cuda}
 
 
+@dataclass
 class Subject:
-    """One model to look at: its directory (made with random weights where it is not a shipped one) and its usual job."""
+    """One model to look at."""
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.name, self.options, self.home = name, options, Path(options.out)
-        self.model = load_model(name)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.directory = model_directory(name) if name in TINY else str(random_pipeline(name, self.home / "models", options.dtype))
+    name: str
+    options: argparse.Namespace
+
+    @property
+    def home(self) -> Path:
+        return Path(self.options.out)
+
+    @cached_property
+    def model(self) -> Any:
+        return load_model(self.name)
+
+    @cached_property
+    def directory(self) -> str:
+        """Of the shipped model, or of one of that shape that is made with random weights."""
+        store = Path(self.options.store or self.home / "models")
+        return model_directory(self.name) if self.name in TINY else str(random_pipeline(self.name, store))
+
+    @property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def pixels(self) -> int:
+        return self.options.pixels[0] if self.options.pixels else 1024
 
     def job(self, steps: int, pixels: int | None = None, dtype: str | None = None) -> Job:
-        size = pixels or self.options.pixels
+        size = pixels or self.pixels
         return replace(api.job(self.name, height=size, width=size, steps=steps), dtype=dtype or self.options.dtype)
+
+    def backend(self, ranks: int) -> str:
+        return "nccl" if torch.cuda.device_count() >= ranks > 1 else "gloo"
 
     def cluster(self, kinds: tuple[str, ...]) -> Cluster:
         """Ranks of these kinds. They need no datasheet: what is predicted is measured first."""
@@ -115,93 +173,66 @@ class Subject:
             return Cluster(devices)
         return Cluster.all_to_all(devices, Link("nccl" if self.backend(len(kinds)) == "nccl" else "gloo-staged", 1e10, 1e-5))
 
-    def backend(self, ranks: int) -> str:
-        return "nccl" if torch.cuda.device_count() >= ranks > 1 else "gloo"
+    def here(self, cluster: Cluster, **how: Any) -> Machine:
+        return Machine(cluster, backend=self.backend(len(cluster.devices)), **how)
 
     def plan(self, scheme: str, job: Job, cluster: Cluster, profile: Profile | None = None, **knobs: Any) -> Plan:
         return next(SCHEMES[scheme](job, self.model, cluster, Cost(self.model, job, cluster, profile), **knobs))
 
-    def pipeline(self, dtype: str | None = None) -> Any:
-        return load_pipeline(self.directory, dtype or self.options.dtype, self.device, self.job(1).sampler)
+    def pipeline(self, job: Job) -> Any:
+        return load_pipeline(self.directory, job.dtype, self.device, job.sampler)
 
     def call(self, pipe: Any, job: Job) -> torch.Tensor:
         """Final latents."""
-        size = {"height": job.height, "width": job.width, "num_inference_steps": job.steps, "guidance_scale": job.guidance}
-        text = arguments(pipe, self.directory, None, None, job.batch)
-        return pipe(**text, **size, generator=torch.Generator().manual_seed(0), output_type="latent").images
+        return pipe(**arguments(pipe, self.directory, None, None, job.batch), **planned_call(pipe, job)).images
 
+    def flops(self, job: Job, rows: int | None = None, items: int | None = None) -> float:
+        """Of one evaluation of a band of `rows`."""
+        height, width = self.model.latent_size(job)
+        own = height if rows is None else rows
+        return self.model.flops(0, self.model.latent, own, height, width, items or job.batch * len(job.branches))
 
-def random_pipeline(name: str, home: Path, dtype: str) -> Path:
-    """A pipeline of a published model's shape with random weights and no text encoders, in `home`; kept for the next time."""
-    import diffusers
-
-    target = home / f"{name}-{dtype}"
-    if (target / "model_index.json").is_file():
-        return target
-    entry = json.loads((CONFIGS / f"{name}.json").read_text())
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            module = getattr(diffusers, entry["config"]["_class_name"]).from_config(entry["config"])
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for parameter in module.parameters():  # ends that start at zero would hide errors
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    channels, levels = entry["config"]["in_channels"], entry["vae_scale"].bit_length()
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(32,) * levels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=channels,
-        shift_factor=0.0609,
-    )
-    if hasattr(module, "conv_in"):
-        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        scheduler = diffusers.DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1,
-        )  # fmt: skip
-        pipe = diffusers.StableDiffusionXLPipeline(vae=vae, unet=module, scheduler=scheduler, add_watermarker=False, **nothing)
-    else:
-        nothing = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-        pipe = diffusers.StableDiffusion3Pipeline(vae=vae, transformer=module, scheduler=scheduler, **nothing)
-    pipe.save_pretrained(target)
-    return target
+    def floor(self, job: Job, rows: int | None = None, items: int | None = None) -> float:
+        """Seconds that an evaluation takes at the matrix rate that this card reaches."""
+        return self.flops(job, rows, items) / matrix_rate(self.device, job.dtype)
 
 
 # The parts
 
 
-def parity(subject: Subject, steps: int = 4) -> dict[str, Any]:
-    """Latents of two ranks on one card, all fresh, and of one rank, against bare diffusers; with graphs and without."""
+def parity(subject: Subject, steps: int = 4) -> Found:
+    """Latents of two ranks, all fresh, and of one rank, against bare diffusers; with graphs and without; by dtype."""
+    for dtype in ("float32",) if subject.options.tiny else TOLERANCE:
+        job = subject.job(steps, dtype=dtype)
+        pipe = subject.pipeline(job)
+        bare = subject.call(pipe, job).float().cpu()
+        del pipe
+        found: dict[str, Any] = {"dtype": dtype, "limit": TOLERANCE[dtype], "relative_error": {}}
+        cluster, output = subject.cluster(("gpu", "gpu")), str(subject.home / "parity.safetensors")
+        plans = {
+            "single": subject.plan("single", job, cluster, device="gpu0"),
+            "cfg": subject.plan("cfg", job, cluster) if len(job.branches) > 1 else None,
+            "full_sync": subject.plan("distrifusion", job, cluster, mode="full_sync"),
+        }
+        with subject.here(cluster) as here:
+            for here.graphs in (False, True):
+                for name, plan in plans.items():
+                    if plan is None:
+                        continue
+                    done = here.run(plan, subject.directory, output=output, repeats=1 + here.graphs)
+                    if here.graphs and not all(done.replayed):
+                        raise AssertionError(f"{subject.name}, {name}: nothing was replayed")
+                    error = float((load_file(output)["latents"] - bare).norm() / bare.norm())
+                    found["relative_error"][name + ", graphs" * here.graphs] = error
+        yield found
+        if max(found["relative_error"].values()) > found["limit"]:
+            raise AssertionError(f"{subject.name}: {found}")
+
+
+def speed(subject: Subject, steps: int = 10, repeats: int = 5) -> Found:
+    """Seconds per step of the bare pipeline and of one rank of ours, interleaved."""
     job = subject.job(steps)
-    bare = subject.call(subject.pipeline(), job).float().cpu()
-    found: dict[str, Any] = {"model": subject.name, "dtype": job.dtype, "limit": TOLERANCE[job.dtype]}
-    cluster = subject.cluster(("gpu", "gpu"))
-    output = str(subject.home / "parity.safetensors")
-    plans = {
-        "single": subject.plan("single", job, cluster, device="gpu0"),
-        "cfg": subject.plan("cfg", job, cluster),
-        "full_sync": subject.plan("distrifusion", job, cluster, mode="full_sync"),
-    }
-    with Machine(cluster, backend=subject.backend(2)) as here:
-        for here.graphs in (False, True):
-            for name, plan in plans.items():
-                here.run(plan, subject.directory, output=output)
-                latents = load_file(output)["latents"]
-                found[name + ", graphs" * here.graphs] = float((latents - bare).norm() / bare.norm())
-    if max(value for name, value in found.items() if name.removesuffix(", graphs") in plans) > found["limit"]:
-        raise AssertionError(f"{subject.name}: {found}")
-    return found
-
-
-def speed(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any]:
-    """Seconds per step of the bare pipeline and of one rank of ours, interleaved; and the floor of the matrix rate."""
-    pipe, job = subject.pipeline(), subject.job(steps)
-    plan = subject.plan("single", job, subject.cluster(("gpu",)))
+    pipe, plan = subject.pipeline(job), subject.plan("single", job, subject.cluster(("gpu",)))
     times: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(repeats + 1):
         times["bare"].append(timed(lambda: subject.call(pipe, job)) / steps)
@@ -209,46 +240,47 @@ def speed(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any]
         times["ours"].append(timed(lambda: subject.call(pipe, job)) / steps)
         unparallelize(pipe)
     bare, ours = (statistics.median(times[name][1:]) for name in ("bare", "ours"))
-    rows, columns = subject.model.latent_size(job)
-    flops = subject.model.flops(0, subject.model.latent, rows, rows, columns, len(job.branches))
-    rate = matrix_rate(subject.device, job.dtype)
-    found = {"model": subject.name, "bare_seconds": bare, "ours_seconds": ours, "slower": ours / bare - 1}
-    return found | {"flops": flops, "measured_flops_per_second": rate, "floor_seconds": flops / rate}
+    found = {"bare_seconds": bare, "ours_seconds": ours, "slower": ours / bare - 1, "limit": 0.02}
+    yield found | {"flops": subject.flops(job), "floor_seconds": subject.floor(job)}
 
 
-def graphs(subject: Subject, steps: int = 10, repeats: int = 5) -> dict[str, Any]:
+def graphs(subject: Subject, steps: int = 10, repeats: int = 5) -> Found:
     """Seconds per step of what is recorded: bare diffusers as one graph, ours of the whole image, and of one of two bands.
 
-    Beside them what the same takes without graphs, and of the band the share of the time in which the card works: the
-    rest is Python's. Bands are timed alone and part by part, which is more segments than a run has, with zeros for what
-    the other would have sent.
+    Beside them what the same takes without graphs, and the share of the time in which the card works: the rest is
+    Python's. Bands are timed alone and part by part, which is more segments than a run has, with zeros for what the other
+    would have sent.
     """
-    pipe, job, pair = subject.pipeline(), subject.job(steps), subject.cluster(("gpu", "gpu"))
-    plans = {
-        "whole": subject.plan("single", job, pair, device="gpu0"),
-        "band": alone(pipe, job, 2 * job.batch, subject.model.latent_size(job)[0] // 2),
-    }
-    found: dict[str, Any] = {"model": subject.name}
+    job, pair = subject.job(steps), subject.cluster(("gpu", "gpu"))
+    pipe, half = subject.pipeline(job), subject.model.latent_size(job)[0] // 2
+    items = job.batch * len(job.branches)
 
-    def median(name: str) -> None:
-        seconds = [timed(lambda: subject.call(pipe, job)) / steps for _ in range(repeats + 1)]
-        found[f"{name}_seconds"] = statistics.median(seconds[1:])
+    def row(what: str, recorded: bool, floor_seconds: float) -> dict[str, Any]:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median([timed(lambda: subject.call(pipe, job)) / steps for _ in range(repeats + 1)][1:])
+        found = {"what": what, "graphs": recorded, "seconds": seconds, "floor_seconds": floor_seconds}
+        if torch.cuda.is_available():
+            found["busy"] = kernel_seconds(lambda: subject.call(pipe, job)) / steps / seconds
+            found["memory_bytes"] = torch.cuda.max_memory_allocated()
+        return found
 
-    median("bare")
+    yield row("bare", False, subject.floor(job))
     module = denoiser(pipe)
-    module.forward = partial(whole_graph, recorder(module.device), module.forward)
-    median("bare, graphs")
+    known = recorder(module.device)
+    module.forward = partial(whole_graph, known, module.forward)
+    yield row("bare", True, subject.floor(job))
     module.__dict__.pop("forward")
-    for name, plan in plans.items():
+    known.forget()
+    plans = {
+        "whole": (subject.plan("single", job, pair, device="gpu0"), subject.floor(job)),
+        "band": (alone(pipe, job, items, half), subject.floor(job, half)),
+    }
+    for name, (plan, floor_seconds) in plans.items():
         for recorded in (False, True):
             parallelize(pipe, plan, 0, blank=True, graphs=recorded)
-            median(name + ", graphs" * recorded)
-            if torch.cuda.is_available():
-                busy = kernel_seconds(lambda: subject.call(pipe, job)) / steps
-                found[f"{name}{', graphs' * recorded}_busy"] = busy / found[f"{name}{', graphs' * recorded}_seconds"]
+            yield row(name, recorded, floor_seconds)
             unparallelize(pipe)
-    found["memory_bytes"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return found
 
 
 def whole_graph(known: Recorder, original: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
@@ -257,67 +289,127 @@ def whole_graph(known: Recorder, original: Callable[..., Any], *args: Any, **kwa
     return (known.evaluate("bare", lambda inputs: original(*inputs[0], **inputs[1])[0], (args, kwargs)),)
 
 
-def kernel_seconds(work: Callable[[], object]) -> float:
-    """Seconds in which the device ran kernels."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as listening:
-        timed(work)
-    return sum(event.self_device_time_total for event in listening.key_averages()) / 1e6
+def profile(subject: Subject) -> Found:
+    """Parts by rows, batch and resolution on a card that nobody shares; fitted, with the held-out error."""
+    wanted = subject.options.pixels or [pixels for pixels, *_ in PROFILE]
+    for pixels, heights, rounds in PROFILE if not subject.options.tiny else ((128, 4, 2),):
+        if pixels not in wanted:
+            continue
+        job = subject.job(2, pixels)
+        sizes = band_sizes(subject.model, subject.model.latent_size(job)[0], heights)
+        with subject.here(subject.cluster(("gpu",))) as here:
+            trace = here.measure(subject.directory, subject.name, job, sizes, (), repeats=rounds)
+        known = fitted(trace)
+        save_trace(subject.home / f"{subject.name}-{pixels}.trace", trace)
+        save_profile(subject.home / f"{subject.name}-{pixels}.profile.json", known)
+        whole = [sum(s.seconds) for s in trace.parts if s.rows == sizes[-1] and s.batch == max(p.batch for p in trace.parts)]
+        found = {"pixels": pixels, "rows": sizes, "forward_seconds": statistics.median(whole), "floor_seconds": subject.floor(job)}
+        yield found | {"fit": report(known).to_json(), "rehearsed": known.about.get("rehearsed")}
 
 
-def profile(subject: Subject) -> dict[str, Any]:
-    """Parts by rows, batch and resolution, and messages between two ranks; fitted, with the held-out error."""
-    kinds, tables = ("gpu", "gpu"), {}
-    with Machine(subject.cluster(kinds), backend=subject.backend(2)) as here:
-        for pixels in (128,) if subject.options.tiny else (512, 1024, 2048):
-            job = subject.job(2, pixels)
-            rows, granule = subject.model.latent_size(job)[0], subject.model.granule
-            sizes = sorted({max(granule, round(rows * (i + 1) / 14 / granule) * granule) for i in range(14)})
-            trace = here.measure(subject.directory, subject.name, job, tuple(sizes))
-            found = fit(trace)
-            save_trace(subject.home / f"{subject.name}-{pixels}.trace", trace)
-            save_profile(subject.home / f"{subject.name}-{pixels}.profile.json", found)
-            tables[str(pixels)] = report(trace).to_json()
-    return {"model": subject.name, "tables": tables}
+def links(subject: Subject) -> Found:
+    """What the card copies by itself, to and from the host, what a launch costs, and messages between two ranks."""
+    if torch.cuda.is_available():
+        yield copies() | launches()
+    job = subject.job(2)
+    with subject.here(subject.cluster(("gpu", "gpu"))) as here:
+        trace = here.measure(subject.directory, subject.name, job, (), SIZES)
+    for verb in sorted({s.verb for s in trace.messages}):
+        for nbytes in SIZES:
+            own = [s for s in trace.messages if (s.verb, s.nbytes) == (verb, nbytes)]
+            seconds = statistics.median(s.total_seconds for s in own)
+            yield {"verb": verb, "bytes": nbytes, "seconds": seconds, "bytes_per_second": nbytes / seconds}
 
 
-def unequal(subject: Subject, steps: int = 20) -> list[dict[str, Any]]:
-    """Two ranks, the second beside a tenant that keeps its card busy: predicted and measured, scheme by scheme."""
-    rows: list[dict[str, Any]] = []
-    for share in SHARES:
-        cluster, job = subject.cluster(("gpu", f"gpu+{share}")), subject.job(steps)
-        height, granule = subject.model.latent_size(job)[0], subject.model.granule
-        with Tenant(share, subject.device), Machine(cluster, backend=subject.backend(2)) as here:
-            sizes = tuple(sorted({max(granule, height * i // 8 // granule * granule) for i in range(1, 9)}))
-            known = fit(here.measure(subject.directory, subject.name, job, sizes, repeats=2))
-            plans = {
-                "single": subject.plan("single", job, cluster, known),
-                "cfg": subject.plan("cfg", job, cluster, known),
-                "equal": subject.plan("distrifusion", job, cluster, known, context="hold"),
-                "elastic": subject.plan("stadi", job, cluster, known, temporal=False, exclude=False),
-                "stadi": subject.plan("stadi", job, cluster, known, exclude=False),
-            }
-            for name, plan in plans.items():
-                predicted = simulate(plan, subject.model, cluster, known).latency_seconds
-                seconds = statistics.median(here.run(plan, subject.directory, repeats=3).seconds)
-                rows.append({"model": subject.name, "tenant": share, "scheme": name, "predicted": predicted, "measured": seconds})
-    return rows
+def unequal(subject: Subject, steps: int = 20) -> Found:
+    """Two ranks of unlike speed at a real model's size: predicted and measured, scheme by scheme, and the picture.
+
+    Paced to half speed, with 70 and 30 per cent of the multiprocessors (MPS), and beside a tenant. The last slows both
+    ranks alike where there is one card.
+    """
+    settings: list[tuple[str, tuple[str, str], Any]] = [("paced", ("gpu@1", "gpu@0.5"), None)]
+    if subject.device == "cuda":
+        settings.append(("mps 70/30", ("gpu/70", "gpu/30"), lambda: shares((70, 30))))
+    last = f"cuda:{torch.cuda.device_count() - 1}" if subject.device == "cuda" else "cpu"
+    for share in TENANTS:
+        settings.append((f"tenant {share}", ("gpu", f"gpu+{share}"), partial(tenant, share, last)))
+    for label, kinds, surroundings in settings:
+        with ExitStack() as open_now:
+            try:
+                around = open_now.enter_context(surroundings()) if surroundings else None
+            except RuntimeError as error:
+                yield {"setting": label, "missing": str(error)}
+                continue
+            cluster = subject.cluster(kinds)
+            here = open_now.enter_context(subject.here(cluster, environments=around or ()))
+            yield from compared(subject, here, label, subject.job(steps))
 
 
-def overlap(subject: Subject, steps: int = 10) -> dict[str, Any]:
-    """Seconds of a displaced exchange that show: stale transfers against none at all, and the waiting in between."""
+def compared(subject: Subject, here: Machine, label: str, job: Job) -> Found:
+    """Every scheme on this machine as it is: predicted, measured, and how far its latents are from one device's."""
+    cluster, height = here.cluster, subject.model.latent_size(job)[0]
+    known = fitted(here.measure(subject.directory, subject.name, job, band_sizes(subject.model, height, 6), repeats=2))
+    held = {"warmup": 4, "context": "hold"}
+    plans = {
+        "single": subject.plan("single", job, cluster, known),
+        "equal": subject.plan("distrifusion", job, cluster, known, **held),
+        "elastic": subject.plan("stadi", job, cluster, known, temporal=False, exclude=False, warmup=4),
+        "stadi": subject.plan("stadi", job, cluster, known, exclude=False, warmup=4),
+        "choice": api.plan(cluster, job, profile=known, wish=Wish("any")).plan,
+    }
+    if len(job.branches) > 1:
+        plans["cfg"] = subject.plan("cfg", job, cluster, known)
+    output, reference = str(subject.home / "unequal.safetensors"), None
+    for name, plan in plans.items():
+        predicted = simulate(plan, subject.model, cluster, known).latency_seconds
+        seconds = statistics.median(here.run(plan, subject.directory, repeats=3, output=output).seconds)
+        latents = load_file(output)["latents"]
+        reference = latents if reference is None else reference
+        yield {
+            "setting": label,
+            "scheme": name,
+            "plan": plan.scheme,
+            "predicted_seconds": predicted,
+            "measured_seconds": seconds,
+            "error": predicted / seconds - 1,
+            "floor_seconds": subject.floor(job) * job.steps,
+            "relative_difference": float((latents - reference).norm() / reference.norm()),
+        }
+
+
+def overlap(subject: Subject, steps: int = 8) -> Found:
+    """A displaced exchange against none at all and against a synchronous one: what of it shows; with profiler timelines.
+
+    OUT/overlap-<model>-<mode>/rank<r>.json.gz opens in Perfetto: transfers are ranges beside the kernels of the next step.
+    """
     cluster, job = subject.cluster(("gpu", "gpu")), subject.job(steps)
-    found: dict[str, Any] = {"model": subject.name}
-    with Machine(cluster, backend=subject.backend(2)) as here:
+    seconds: dict[str, float] = {}
+    rate = copies()["to_host_bytes_per_second"] if torch.cuda.is_available() else float("inf")
+    with subject.here(cluster) as here:
         for mode in ("corrected_async_gn", "no_sync", "full_sync"):
             plan = subject.plan("distrifusion", job, cluster, mode=mode, warmup=2)
             here.run(plan, subject.directory)
             result = here.run(plan, subject.directory, repeats=3)
-            found[mode] = {"seconds": statistics.median(result.seconds), "usage": result.timeline.usage()}
-    found["exposed_seconds"] = found["corrected_async_gn"]["seconds"] - found["no_sync"]["seconds"]
-    return found
+            short = subject.plan("distrifusion", subject.job(4), cluster, mode=mode, warmup=2)  # for people to look at
+            here.run(short, subject.directory, profiler=str(subject.home / f"overlap-{subject.name}-{mode}"))
+            seconds[mode] = statistics.median(result.seconds)
+            received = max(volume(plan, subject.model).received_bytes)
+            yield {
+                "mode": mode,
+                "seconds": seconds[mode],
+                "usage": result.timeline.usage(),
+                "bytes_received": received,
+                "floor_seconds_of_copies": 2 * received / rate,
+            }
+    yield {"exposed_seconds": seconds["corrected_async_gn"] - seconds["no_sync"]}
 
 
-PARTS: dict[str, Callable[[Subject], Any]] = {f.__name__: f for f in (parity, speed, graphs, profile, unequal, overlap)}
+PARTS: dict[str, Callable[[Subject], Found]] = {
+    f.__name__: f for f in (parity, speed, graphs, profile, links, unequal, overlap)
+}
+
+
+# What the card can do
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -337,31 +429,43 @@ def matrix_rate(device: str, dtype: str, size: int = 8192) -> float:
     return 2 * size**3 / min(timed(lambda: torch.mm(a, a)) for _ in range(5))
 
 
-class Tenant:
-    """Another process that keeps the first card (or this machine's cores) busy for a share of every 20 ms."""
+def copies(nbytes: int = 1 << 30) -> dict[str, float]:
+    """Bytes a second, best of five: within the card (read and written), and between pinned host memory and it."""
+    there, other = (torch.empty(nbytes, dtype=torch.uint8, device="cuda") for _ in range(2))
+    host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    CODE = """
-import sys, time, torch
-share, device = float(sys.argv[1]), sys.argv[2]
-a = torch.randn(4096 if device == "cuda" else 256, 4096 if device == "cuda" else 256, device=device)
-wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-while True:
-    end = time.perf_counter() + 0.02 * share
-    while time.perf_counter() < end:
-        torch.mm(a, a)
-        wait()
-    time.sleep(0.02 * (1 - share))
-"""
+    def rate(to: torch.Tensor, source: torch.Tensor) -> float:
+        return nbytes / min(timed(lambda: to.copy_(source)) for _ in range(5))
 
-    def __init__(self, share: float, device: str) -> None:
-        self.command = [sys.executable, "-c", self.CODE, str(share), device]
+    return {
+        "on_card_bytes_per_second": 2 * rate(other, there),
+        "to_host_bytes_per_second": rate(host, there),
+        "from_host_bytes_per_second": rate(there, host),
+    }
 
-    def __enter__(self) -> None:
-        self.process = subprocess.Popen(self.command)
 
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()
+def launches(count: int = 2000) -> dict[str, float]:
+    """Seconds of a kernel that does nothing to speak of: launched from Python, and in a graph."""
+    x = torch.zeros(1, device="cuda")
+
+    def work() -> None:
+        for _ in range(count):
+            x.add_(1)
+
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    eager, recorded = (min(timed(each) for _ in range(5)) / count for each in (work, graph.replay))
+    return {"launch_seconds": eager, "launch_in_graph_seconds": recorded}
+
+
+def kernel_seconds(work: Callable[[], object]) -> float:
+    """Seconds in which the device ran kernels."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as listening:
+        timed(work)
+    own = [e for e in listening.key_averages() if "CUDA" in str(e.device_type) and not getattr(e, "is_user_annotation", False)]
+    return sum(event.self_device_time_total for event in own) / 1e6
 
 
 if __name__ == "__main__":

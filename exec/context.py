@@ -3,8 +3,9 @@
 The adapter knows what a tensor means, only the plan knows when it travels; here is the meeting place. Shapes per stop,
 with b batch items, T tokens and W columns at that depth, n the rows of a band:
 `kv` (b, T, 2C) keys then values; `halo` (2, b, C, pad, W) top and bottom edge rows; `stat` (b, G, 2) E[x] and E[x^2] per
-group, on the way in half precision E[x] and the deviation; `border` (b, C, n, W) of a U-Net, (b, T + text tokens, C) of a transformer; `noise` (b, C, n, W); `latent`
-(images, C, n, W). Of a border there is one tensor, what was last known there, whichever rank computed it.
+group, on the way in half precision E[x] and the deviation; `border` (b, C, n, W) of a U-Net, (b, T + text tokens, C) of
+a transformer; `noise` (b, C, n, W); `latent` (images, C, n, W). Of a border there is one tensor, what was last known
+there, whichever rank computed it.
 """
 
 from __future__ import annotations

@@ -153,10 +153,15 @@ class Machine:
         nbytes: tuple[int, ...] = MESSAGE_SIZES,
         repeats: int = 3,
     ) -> Trace:
-        """Time parts on bands of `rows` latent rows, and messages of `nbytes`, on the devices as they are; rehearse."""
+        """Time parts on bands of `rows` latent rows, and messages of `nbytes`, on the devices as they are; rehearse.
+
+        Messages alone predict nothing that could be rehearsed.
+        """
         self.calibrate(model, name, job)
         self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
         trace = self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
+        if not rows:
+            return trace
         self.progress("rehearsing")
         return replace(trace, runs=self.rehearsed(model, job))
 
