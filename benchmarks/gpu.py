@@ -78,6 +78,8 @@ def main() -> int:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if strange := sorted(set(options.models or ()) - {*PROFILED, *TINY}):
+        parser.error(f"no model {strange[0]!r}; there are {', '.join((*PROFILED, *TINY))}; parts come first")
     if options.tiny:
         options.models, options.pixels, options.dtype = options.models or list(TINY), [128], "float32"
     elif not torch.cuda.is_available():
