@@ -100,7 +100,8 @@ class Ranks:
     cores: one core per rank to pin it to. silent_seconds: how long a rank may go without a beat in a task.
     start_seconds: how long all may take to import torch and meet. environments: per rank more environment variables.
     log_directory: where rank0.log, rank1.log, ... (stdout and stderr) go; default: nowhere, but their ends are shown
-    if something fails. On Linux the ranks die with the thread that entered the context, however it ends. Raises InputError for a count or cores that cannot be.
+    if something fails. On Linux the ranks die with the thread that entered the context, however it ends. Raises
+    InputError for a count or cores that cannot be.
     """
 
     def __init__(

@@ -33,7 +33,8 @@ def messages(
 ) -> list[dict[str, Any]]:
     """MessageSamples (as dicts) of what this process received: every size in random order, `message_repeats` times.
 
-    device: where what is sent is, and the compute beside which it is. A gather of which each receives n bytes in a group of g moves n / (g - 1) from each member.
+    device: where what is sent is, and the compute beside which it is. A gather of which each receives n bytes in a group of
+    g moves n / (g - 1) from each member.
     """
     samples = []
     for transfer in request.transfers:
