@@ -7,6 +7,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def load_pipeline(source: str, dtype: str = "float32", device: str = "cpu", samp
         raise InputError(
             f"{source}: cannot be loaded as a diffusers pipeline ({str(error).splitlines()[0]})"
         ) from error
+    if denoiser(pipe).dtype != getattr(torch, dtype):  # diffusers leaves some halves as they were saved
+        denoiser(pipe).to(getattr(torch, dtype))
     if sampler is not None:
         pipe.scheduler = made_for(pipe.scheduler, sampler)
     pipe.set_progress_bar_config(disable=True)
@@ -201,6 +204,8 @@ def further(pipe: Any, call: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """`call`, if the pipeline's call takes these arguments and the job and prompt have not `given` them; else InputError."""
     takes = parameters(pipe)
     for name in call:
+        if isinstance(call[name], float) and not isfinite(call[name]):
+            raise InputError(f"call argument {name!r} must be a finite number, not {call[name]}")
         if name in given:
             raise InputError(f"call argument {name!r} is given by the job and the prompt already; give it there")
         if name not in takes:

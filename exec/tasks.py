@@ -165,8 +165,8 @@ def _save(pipe: Any, job: Job, output: str, latents: torch.Tensor, traced: list[
 
     from safetensors.torch import save
 
-    picture = _decode(pipe, job, latents)
-    partial = f"{output}.part"
+    picture, target = _decode(pipe, job, latents), os.path.realpath(output)  # a link stays one
+    partial = f"{target}.part"
     if output.endswith(".png"):
         from PIL import Image
 
@@ -177,7 +177,7 @@ def _save(pipe: Any, job: Job, output: str, latents: torch.Tensor, traced: list[
         tensors |= {f"latents.{i:03d}": t.contiguous() for i, t in enumerate(traced)}
         with open(partial, "wb") as file:
             file.write(save(tensors))
-    os.replace(partial, output)
+    os.replace(partial, target)
 
 
 def _decode(pipe: Any, job: Job, latents: torch.Tensor) -> torch.Tensor:

@@ -359,8 +359,17 @@ def measure(
     nbytes: tuple[int, ...] | None = None,
     **machine_options: Any,
 ) -> tuple[Trace, Profile | None]:
-    """Start this machine's processes, time `model` and the links; the trace, and what paced devices were paced by."""
-    rows = rows or band_sizes(description, description.latent_size(job)[0], 14)
+    """Start this machine's processes, time `model` and the links; the trace, and what paced devices were paced by.
+
+    InputError for bands that the model cannot have, and for messages of nothing.
+    """
+    height, granule = description.latent_size(job)[0], description.granule
+    rows = rows or band_sizes(description, height, 14)
+    for count in rows:
+        if not 0 < count <= height or count % granule:
+            raise InputError(f"rows {count}: bands of {description.name} here are multiples of {granule} up to {height} latent rows")
+    if nbytes and min(nbytes) < 1:
+        raise InputError(f"nbytes {min(nbytes)}: a message has at least 1 byte")
     with Machine(cluster, **machine_options) as here:
         return here.measure(model, description.name, job, rows, nbytes or MESSAGE_SIZES), here.nominal
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cluster import Cluster
+from planner.errors import InputError
 from planner.job import Job
 from planner.profile import Profile
 from polyrhythm.api import SCHEMA_VERSION, SILENT, need_torch
+from traces import catalogue
 from traces.store import load_model
 
 if TYPE_CHECKING:  # fitting imports numpy, which takes a while
@@ -44,11 +46,16 @@ def measure(
     """Time the job's model on the processes of this machine that `cluster` names, and the links between them.
 
     rows: band heights in latent rows, by default about 14 of them; nbytes: sizes of messages; graphs: as `run` with
-    graphs has it. Raises InputError without torch.
+    graphs has it. Raises InputError without torch, for sizes that cannot be, and for GPUs where there is none.
     """
     need_torch()
     from polyrhythm import local
 
+    if gpu := next((device.name for device in cluster.devices if device.kind in catalogue.devices()), ""):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(f"{gpu}: what is measured must be here, and torch sees no GPU; --devices cpu*2 measures the cores")
     model, options = load_model(job.model), {"backend": backend, "graphs": graphs, "progress": progress}
     return Measured(*local.measure(cluster, local.model_directory(job.model), model, job, rows, nbytes, **options))
 

@@ -54,9 +54,16 @@ def described(home: Path) -> Model:
 
 
 def plan_for(
-    model: Model, scheme: str, ranks: int, sampler: str, steps: int = STEPS, dtype: str = "float32", **knobs: Any
+    model: Model,
+    scheme: str,
+    ranks: int,
+    sampler: str,
+    steps: int = STEPS,
+    dtype: str = "float32",
+    size: int = 32,
+    **knobs: Any,
 ) -> Plan:
-    job = Job(model.name, 32, 32, steps, 4.0, sampler, dtype, embedded=model.takes_guidance)
+    job = Job(model.name, size, size, steps, 4.0, sampler, dtype, embedded=model.takes_guidance)
     cluster = cluster_from_flags(f"cpu*{ranks}" if ranks > 1 else "cpu")
     cluster = type(cluster)(
         tuple(type(d)(**{**d.__dict__, "flops_per_second": 1e9}) for d in cluster.devices), cluster.links

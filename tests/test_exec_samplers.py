@@ -131,3 +131,5 @@ def test_arguments_that_a_pipeline_does_not_take_are_refused(homes: dict[str, Pa
     for name, word in (("guidance_rescal", "did you mean 'guidance_rescale'"), ("height", "given by the job")):
         with pytest.raises(InputError, match=word):
             further(pipe, {name: 1}, {"height"})
+    with pytest.raises(InputError, match="'eta' must be a finite number, not nan"):
+        further(pipe, {"eta": float("nan")}, {"height"})

@@ -8,7 +8,9 @@ import pytest
 
 from exec.launch import Ranks
 from planner.cluster import Cluster, Device, Link
+from planner.errors import InputError
 from planner.trace import MessageSample, PartSample
+from polyrhythm import api, local, measuring
 from polyrhythm.local import Machine, _transfers, band_sizes
 from tests.tiny import mmdit_pipeline
 from traces.clusters import cluster_from_flags
@@ -101,3 +103,23 @@ def test_occupancy_slows_a_paced_device():
     machine = Machine(cluster_from_flags("cpu:1,cpu:0.5,cpu", occupancy="0.25,0.5,0.5"))
     speeds = [pace and pace["speed"] for pace in machine._paces()]
     assert speeds == [0.75, 0.25, None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "nbytes", "said"),
+    [
+        ((4, 6), None, "rows 6: bands of shapes-unet here are multiples of 4 up to 64 latent rows"),
+        ((128,), None, "rows 128: .* up to 64"),
+        (None, (1024, 0), "nbytes 0: a message has at least 1 byte"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_starts(rows, nbytes, said):
+    job = api.job("shapes-unet")
+    with pytest.raises(InputError, match=said):
+        local.measure(cluster_from_flags("cpu"), "nowhere", load_model("shapes-unet"), job, rows, nbytes)
+
+
+def test_a_gpu_that_is_not_here_is_not_measured(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"rtx-5090: .* torch sees no GPU; --devices cpu\*2"):
+        measuring.measure(cluster_from_flags("rtx-5090"), api.job("sdxl"))

@@ -412,6 +412,8 @@ def test_split_1_1_moves_what_cfg_moves():
         ({"strides": (1, 64)}, "only 45 are left"),
         ({"rows": (64, 62)}, "multiples of 4"),
         ({"rows": (64, 32, 32)}, "3 bands for 2 ranks"),
+        ({"rows": (128,)}, "rows 128: 1 bands for 2"),
+        ({"strides": (1, 2), "rows": (96, 32), "warm_rows": (128,)}, "rows 128: 1 bands for 2"),
         ({"split": (2, 0)}, "at least one rank"),
         ({"allowed": (2, 4)}, "include 1"),
         ({"thresholds": (0.2, 0.5)}, "second <= first"),

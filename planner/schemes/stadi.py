@@ -420,6 +420,8 @@ def _strides(task: Task, curves: Sequence[Curve], predicted: Callable[[tuple[int
 def _bands(task: Task, curves: Sequence[Curve]) -> tuple[int, ...]:
     """Heights: as given, or by the seconds of each, or even."""
     if task.rows is not None:
+        if len(task.rows) < len(curves):
+            raise InputError(f"stadi: rows {_listed(task.rows)}: {len(task.rows)} bands for {len(curves)}; give one height each")
         return task.rows[: len(curves)]
     if task.spatial:
         return tile(task.height, task.model.granule, curves)
