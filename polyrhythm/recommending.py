@@ -103,6 +103,13 @@ class Recommended:
     def unit(self) -> str:
         return f"{self.prices.currency} an hour" if self.by == "money" and self.prices else MEASURES[self.by]
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the catalogue has to say of the devices that will do, by kind."""
+        kinds = {kind for verdict in (self.best, *self.others) for kind in verdict.candidate.kinds}
+        said = {kind: catalogue.device_entries().get(kind, {}).get("note", "") for kind in sorted(kinds)}
+        return {kind: note for kind, note in said.items() if note}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": 1,
@@ -115,6 +122,7 @@ class Recommended:
             "best": self.best.to_json(),
             "others": [verdict.to_json() for verdict in self.others],
             "cheaper": [verdict.to_json() for verdict in self.cheaper],
+            "notes": self.notes,
             "requests": self.workload.requests,
             "seed": self.seed,
             "runs": {"to_choose": TRIAL, "to_judge": RUNS},

@@ -138,6 +138,8 @@ def recommended(result: Recommended, console: Console) -> None:
         print("by board power, for no prices are given (--prices, --hourly)" if result.by == "energy" else "by number")
     elif result.prices and result.prices.source:
         print(f"prices: {result.prices.source}")
+    for kind, note in result.notes.items():
+        print(f"{kind}: {note}")
     sure = "as long as predictions allow" if result.target.sure else "as long as predicted; --sure allows for their error"
     print(f"if images take {sure}; seconds from: {', '.join(result.provenance)}")
     print(f"planning took {result.planning_seconds:.1f} s")

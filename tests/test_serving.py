@@ -198,6 +198,11 @@ def test_what_cannot_be_recommended():
         recommend(workload(1.0), Target(1.0), ("t4",), by="energie")
 
 
+def test_what_the_catalogue_warns_of_goes_along():
+    found = recommend(workload(60.0), Target(10.0), ("l4", "rtx-4090"), most=1, planning=SINGLE)
+    assert "measure it" in found.notes["l4"] and found.to_json()["notes"] == found.notes
+
+
 # The command line.
 
 WORKLOAD = """requests = 60
