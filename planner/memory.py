@@ -12,7 +12,7 @@ from typing import NamedTuple
 from planner.cluster import Cluster, Device
 from planner.job import Job
 from planner.model import Model
-from planner.ops import Compute, Observe, Op, Transfer, Wait, name_of
+from planner.ops import Compute, Observe, Op, Wait, name_of
 from planner.plan import Damping, Phase, Plan, batch, own_bytes, received_bytes
 
 # Peak activations, as multiples of the largest tensor of a kind that a forward hands over: what convolutions read, and
@@ -34,29 +34,27 @@ def moved(ops: Sequence[Op], own: Sequence[int], received: Sequence[int]) -> Mov
     """What `ops` of a beat leave in memory. own, received: bytes of each of their transfers, in order.
 
     What came for one attention in pieces is dropped after it, so the largest of them counts; what is only handed on, once.
+    What is waited for before anything is computed takes the place of what came before it; else that is used meanwhile.
     """
     pieces = {op.start: 0 for op in ops if isinstance(op, Compute) and op.keys}
-    transfers = [(place, op) for place, op in enumerate(ops) if not isinstance(op, Compute | Wait)]
-    mine = kept = behind = 0
-    for (place, op), sent, came in zip(transfers, own, received, strict=True):
-        what = None if isinstance(op, Observe) else op.what
-        mine += 0 if what and what.hops else sent
-        if what and what.stops[0] in pieces:
-            pieces[what.stops[0]] += came
+    mine = kept = behind = number = 0
+    posted: dict[str, int] = {}  # bytes of transfers since the last compute
+    for op in ops:
+        if isinstance(op, Compute):
+            behind += sum(posted.values())
+            posted.clear()
+        elif isinstance(op, Wait):
+            posted.pop(op.name, None)
         else:
-            kept += came
-            behind += 0 if _on_the_spot(ops, place, op) else came
-    return Moved(mine, kept + max(pieces.values(), default=0), behind)
-
-
-def _on_the_spot(ops: Sequence[Op], place: int, op: Transfer) -> bool:
-    """Whether the transfer there is waited for before anything is computed, so that nobody uses what came before it."""
-    for later in ops[place + 1 :]:
-        if isinstance(later, Compute):
-            return False
-        if isinstance(later, Wait) and later.name == name_of(op):
-            return True
-    return False
+            sent, came, number = own[number], received[number], number + 1
+            what = None if isinstance(op, Observe) else op.what
+            mine += 0 if what and what.hops else sent
+            if what and what.stops[0] in pieces:
+                pieces[what.stops[0]] += came
+            else:
+                kept += came
+                posted[name_of(op)] = came
+    return Moved(mine, kept + max(pieces.values(), default=0), behind + sum(posted.values()))
 
 
 def held_bytes(plan: Plan, model: Model, counted: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
@@ -91,11 +89,9 @@ def activation_bytes(model: Model, job: Job, rows: int, items: int) -> int:
 def peak_bytes(plan: Plan, model: Model, counted: Sequence[Sequence[Moved]] | None = None) -> tuple[int, ...]:
     """Per rank: `held_bytes` and the activations of its largest band."""
     held = held_bytes(plan, model, counted)
-    return tuple(
-        held[rank]
-        + max(activation_bytes(model, plan.job, p.rows[rank].count, batch(p, rank, plan.job)) for p in plan.phases)
-        for rank in range(plan.ranks)
-    )
+    bands = [{(p.rows[rank].count, batch(p, rank, plan.job)) for p in plan.phases} for rank in range(plan.ranks)]
+    active = {band: activation_bytes(model, plan.job, *band) for band in set[tuple[int, int]]().union(*bands)}
+    return tuple(held[rank] + max(active[band] for band in own) for rank, own in enumerate(bands))
 
 
 def usable_bytes(device: Device) -> float:
