@@ -300,7 +300,10 @@ def profile(subject: Subject) -> Found:
         job = subject.job(2, pixels)
         sizes = band_sizes(subject.model, subject.model.latent_size(job)[0], heights)
         with subject.here(subject.cluster(("gpu",))) as here:
-            trace = here.measure(subject.directory, subject.name, job, sizes, (), repeats=rounds)
+            # A rehearsal is two dozen steps: minutes, of the largest images.
+            trace = here.measure(
+                subject.directory, subject.name, job, sizes, (), repeats=rounds, rehearse=pixels <= 1024
+            )
         known = fitted(trace)
         save_trace(subject.home / f"{subject.name}-{pixels}.trace", trace)
         save_profile(subject.home / f"{subject.name}-{pixels}.profile.json", known)

@@ -152,6 +152,7 @@ class Machine:
         rows: tuple[int, ...],
         nbytes: tuple[int, ...] = MESSAGE_SIZES,
         repeats: int = 3,
+        rehearse: bool = True,
     ) -> Trace:
         """Time parts on bands of `rows` latent rows, and messages of `nbytes`, on the devices as they are; rehearse.
 
@@ -160,7 +161,7 @@ class Machine:
         self.calibrate(model, name, job)
         self.progress(f"timing {name} on bands of {', '.join(map(str, rows))} rows, and the links")
         trace = self._measure(model, name, job, rows, nbytes, self._paces(), repeats)
-        if not rows:
+        if not (rows and rehearse):
             return trace
         self.progress("rehearsing")
         return replace(trace, runs=self.rehearsed(model, job))
