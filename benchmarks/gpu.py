@@ -5,8 +5,8 @@
         [--dtype float16]  [--out out/gpu]  [--store DIR]  [--tiny]
 
 Models have their published shapes and random weights, made in the store and kept there; nothing is downloaded. Ranks
-that share a card talk over gloo, staged through the host; with a card each, over NCCL. Beside every figure stands its
-floor: FLOPs over the matrix rate that the card reaches, bytes over the rate at which it copies.
+that share a card talk over gloo, staged through the host; with a card each, over NCCL. Beside what takes computing or
+moving stands the floor: FLOPs over the matrix rate that the card reaches, bytes over the rate at which it copies.
 
 Every finding is written at once, to OUT/<part>-<model>.json with the card, versions and the command, so that a run with
 a limit of time keeps what it has; what fails is reported and the rest goes on (exit code 1). On an H200 a part and a
@@ -316,14 +316,15 @@ def links(subject: Subject) -> Found:
     """What the card copies by itself, to and from the host, what a launch costs, and messages between two ranks."""
     if torch.cuda.is_available():
         yield copies() | launches()
-    job = subject.job(2)
+    rate, job = staging_rate(), subject.job(2)
     with subject.here(subject.cluster(("gpu", "gpu"))) as here:
         trace = here.measure(subject.directory, subject.name, job, (), SIZES)
     for verb in sorted({s.verb for s in trace.messages}):
         for nbytes in SIZES:
             own = [s for s in trace.messages if (s.verb, s.nbytes) == (verb, nbytes)]
             seconds = statistics.median(s.total_seconds for s in own)
-            yield {"verb": verb, "bytes": nbytes, "seconds": seconds, "bytes_per_second": nbytes / seconds}
+            found = {"verb": verb, "bytes": nbytes, "seconds": seconds, "bytes_per_second": nbytes / seconds}
+            yield found | {"floor_seconds_of_copies": 2 * nbytes / rate}
 
 
 def unequal(subject: Subject, steps: int = 20) -> Found:
@@ -389,7 +390,7 @@ def overlap(subject: Subject, steps: int = 8) -> Found:
     """
     cluster, job = subject.cluster(("gpu", "gpu")), subject.job(steps)
     seconds: dict[str, float] = {}
-    rate = copies()["to_host_bytes_per_second"] if torch.cuda.is_available() else float("inf")
+    rate = staging_rate()
     with subject.here(cluster) as here:
         for mode in ("corrected_async_gn", "no_sync", "full_sync"):
             plan = subject.plan("distrifusion", job, cluster, mode=mode, warmup=2)
@@ -447,6 +448,11 @@ def copies(nbytes: int = 1 << 30) -> dict[str, float]:
         "to_host_bytes_per_second": rate(host, there),
         "from_host_bytes_per_second": rate(there, host),
     }
+
+
+def staging_rate() -> float:
+    """Bytes a second down to the host, which what is staged goes through, and up again."""
+    return copies()["to_host_bytes_per_second"] if torch.cuda.is_available() else float("inf")
 
 
 def launches(count: int = 2000) -> dict[str, float]:

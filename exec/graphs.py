@@ -148,11 +148,13 @@ class Recorder:
 def uncollected() -> Iterator[None]:
     """Garbage that holds old graphs must not be found in here: to destroy one breaks off the capture of another."""
     gc.collect()
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def recorder(device: torch.device) -> Recorder:

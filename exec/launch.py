@@ -451,7 +451,7 @@ def under_torchrun() -> bool:
 def join_torchrun(backend: str = "gloo", timeout_seconds: float = 60.0) -> tuple[int, int]:
     """Join the process group that the environment describes; (rank, ranks). End such a process with `leave`.
 
-    timeout_seconds: of every transfer, torch's own half an hour being no limit at all.
+    timeout_seconds: of what is said outside of channels, such as waiting for who loads longest; torch's own is half an hour.
     """
     import torch.distributed as dist
 

@@ -209,14 +209,15 @@ class Parallel:
         job, phase = self.plan.job, self.seam.phase
         rows, own = phase.rows[self.rank], phase.branches[self.rank]
         chosen = [k for k, branch in enumerate(job.branches) if branch in own]
+        whole = len(chosen) == len(job.branches)
 
         def pick(value: Any) -> Any:
             if isinstance(value, dict):
                 return {k: pick(v) for k, v in value.items()}
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == sample.shape[0]:
-                branches = value.unflatten(0, (len(job.branches), job.batch))
-                return torch.cat([branches[k] for k in chosen]) if len(chosen) < len(job.branches) else value
-            return value
+            if whole or not (isinstance(value, Tensor) and value.ndim and value.shape[0] == sample.shape[0]):
+                return value
+            branches = value.unflatten(0, (len(job.branches), job.batch))
+            return torch.cat([branches[k] for k in chosen])  # a list as index would wait for the GPU
 
         def forward(inputs: tuple[Tensor, Tensor, list[Any], dict[str, Any]]) -> Tensor:
             self.seam.full, band, args, kwargs = inputs
